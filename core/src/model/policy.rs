@@ -1,0 +1,126 @@
+//! What a pool wants of its hosts.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{CheckName, Severity};
+
+/// Which connections a host that is Upgrading takes. The default is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpgradingAccepts {
+    /// None.
+    #[default]
+    None,
+    /// People coming back to their sessions.
+    Reconnect,
+    /// All.
+    All,
+}
+
+/// A URL that hosts must reach.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequiredUrl {
+    /// The URL, http or https.
+    pub url: String,
+    /// What it is for: token, broker, diagnostics, blob, custom.
+    #[serde(default = "custom_role")]
+    pub role: String,
+}
+
+fn custom_role() -> String {
+    "custom".to_owned()
+}
+
+/// Pace of one check. The defaults are those of every check without a policy of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CheckPace {
+    /// Time between the starts of two runs.
+    pub interval: Duration,
+    /// A run is ended after this time.
+    pub timeout: Duration,
+    /// Passing runs in a row that end a failure.
+    pub rise: u32,
+    /// Failing runs in a row that make a failure.
+    pub fall: u32,
+}
+
+impl Default for CheckPace {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(10),
+            rise: 1,
+            fall: 2,
+        }
+    }
+}
+
+impl CheckPace {
+    /// How long a result lives: three intervals and a timeout, so that two runs may be lost.
+    #[must_use]
+    pub fn time_to_live(self) -> Duration {
+        self.interval.saturating_mul(3).saturating_add(self.timeout)
+    }
+}
+
+/// What a pool makes of its hosts' facts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolPolicy {
+    /// Names this policy; agents report it back.
+    pub revision: String,
+    /// Severities that differ from the default.
+    pub severities: BTreeMap<CheckName, Severity>,
+    /// Sessions that a host takes; none for no limit.
+    pub max_sessions: Option<u32>,
+    /// Which connections a host that is Upgrading takes.
+    pub upgrading_accepts: UpgradingAccepts,
+}
+
+impl Default for PoolPolicy {
+    fn default() -> Self {
+        let fatal = ["domain", "session_listener"];
+        Self {
+            revision: "default-1".to_owned(),
+            severities: fatal
+                .into_iter()
+                .filter_map(|name| Some((CheckName::new(name).ok()?, Severity::Fatal)))
+                .collect(),
+            max_sessions: None,
+            upgrading_accepts: UpgradingAccepts::None,
+        }
+    }
+}
+
+impl PoolPolicy {
+    /// What a failure of `check` means in this pool. What is not named is `NonFatal`.
+    #[must_use]
+    pub fn severity(&self, check: &CheckName) -> Severity {
+        self.severities
+            .get(check)
+            .copied()
+            .unwrap_or(Severity::NonFatal)
+    }
+
+    /// The checks without which a host is not settled.
+    pub fn fatal_checks(&self) -> impl Iterator<Item = &CheckName> {
+        self.severities
+            .iter()
+            .filter(|(_, severity)| **severity == Severity::Fatal)
+            .map(|(name, _)| name)
+    }
+}
+
+/// The five checks that every agent has.
+#[must_use]
+pub fn default_check_names() -> [&'static str; 5] {
+    [
+        "session_listener",
+        "domain",
+        "monitoring_agent",
+        "metadata_service",
+        "urls",
+    ]
+}
