@@ -4,9 +4,9 @@
 /// Generated from `proto/muster/v1`.
 #[expect(
     clippy::all,
-    clippy::cast_possible_truncation,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
     clippy::too_many_lines,
-    unreachable_pub,
     reason = "generated"
 )]
 pub mod v1 {
