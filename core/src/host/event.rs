@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::model::{CheckResult, Listener, PowerAnnouncement, SessionCounts, UpgradeAnnouncement};
+use super::Drain;
+use crate::model::{
+    CheckResult, Epoch, Listener, Mono, PowerAnnouncement, SessionCounts, Transition,
+    UpgradeAnnouncement,
+};
 
 /// First word of a session.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,4 +63,100 @@ pub struct Report {
     pub power: PowerAnnouncement,
     /// Upgrade, restated.
     pub upgrade: UpgradeAnnouncement,
+}
+
+/// Everything that can happen to a host.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// A session was accepted: its epoch is higher than every earlier one of this host.
+    Opened {
+        /// The session's epoch.
+        epoch: Epoch,
+        /// What the agent said.
+        hello: Hello,
+        /// Pace that it was told.
+        terms: Terms,
+        /// Address that the session came from.
+        peer_address: Arc<str>,
+    },
+    /// Still here.
+    Beat(Epoch, Beat),
+    /// Everything the host knows about itself.
+    Report(Epoch, Report),
+    /// It leaves, or stays after all.
+    Leaving(Epoch, PowerAnnouncement),
+    /// A step of an upgrade.
+    Upgrade(Epoch, UpgradeAnnouncement),
+    /// The stream ended without a goodbye, or after one.
+    StreamEnded(Epoch),
+    /// Time passed; sent when `Effects::next_deadline` is due.
+    Deadline,
+    /// An operator drains the host.
+    Drain(Drain),
+    /// Drains were lifted, durably.
+    Undrain(Undrain),
+    /// The broker itself was stopped for so long that it knows nothing of the present: the same
+    /// as a restart.
+    BrokerStalled,
+}
+
+/// Which drains are lifted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Undrain {
+    /// That owner's.
+    Owner(String),
+    /// All.
+    All,
+}
+
+/// Pace that a session is told in Welcome.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Terms {
+    /// Time between beats.
+    pub interval: Duration,
+    /// How long a beat is believed.
+    pub lease: Duration,
+}
+
+impl Event {
+    /// What the journal calls a change that this event brought about.
+    #[must_use]
+    pub const fn trigger(&self) -> &'static str {
+        match self {
+            Self::Opened { .. } => "hello",
+            Self::Beat(..) => "beat",
+            Self::Report(..) => "report",
+            Self::Leaving(..) => "leaving",
+            Self::Upgrade(..) => "upgrade",
+            Self::StreamEnded(_) => "stream_ended",
+            Self::Deadline => "deadline",
+            Self::Drain(_) => "drain",
+            Self::Undrain(_) => "undrain",
+            Self::BrokerStalled => "broker_stalled",
+        }
+    }
+}
+
+/// What is to be done after an event.
+#[must_use]
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Effects {
+    /// The words were of an older session, or of one that is over: nothing changed.
+    pub stale: bool,
+    /// The entry for the journal, if status, an answer or the set of reasons changed.
+    pub transition: Option<Transition>,
+    /// Watchers must be told: a transition, or a change of confidence alone.
+    pub tell: bool,
+    /// The host's record must be stored before the words are acknowledged.
+    pub persist: bool,
+    /// What operators decided must be stored: a drain ended by itself, or was set.
+    pub persist_admin: bool,
+    /// The agent must send a full report.
+    pub resync: Option<&'static str>,
+    /// The agent must run its checks now.
+    pub recheck: bool,
+    /// This session is to be closed: its lease is over, or a newer one took its place.
+    pub close: Option<Epoch>,
+    /// When the host must hear `Event::Deadline` at the latest; none while nothing is due.
+    pub next_deadline: Option<Mono>,
 }

@@ -19,14 +19,16 @@ pub struct SessionCounts {
 }
 
 impl SessionCounts {
-    /// All sessions; known as soon as the active ones are, a kind not counted adding nothing.
+    /// All sessions, known only when both active and disconnected ones are. Sessions being set up
+    /// add to it where the host can count them.
     #[must_use]
     pub fn total(self) -> Option<u32> {
-        let rest = self
-            .disconnected
-            .unwrap_or(0)
-            .saturating_add(self.pending.unwrap_or(0));
-        self.active.map(|active| active.saturating_add(rest))
+        let pending = self.pending.unwrap_or(0);
+        Some(
+            self.active?
+                .saturating_add(self.disconnected?)
+                .saturating_add(pending),
+        )
     }
 }
 

@@ -1,0 +1,141 @@
+//! Judged time: the boot-time clock, less the broker's own stalls.
+//!
+//! A broker that was stopped for a minute has not heard anybody for a minute, and that is its own
+//! fault. So leases are judged by a clock that a tick drives: each tick, and each question between
+//! ticks, advances it by at most [`STEP_MAX`]. Who was not asked to wait is not convicted.
+
+use std::time::Duration;
+
+use crate::model::Mono;
+
+/// Time between two ticks.
+pub const TICK: Duration = Duration::from_secs(1);
+/// The most that one tick or one question may advance judged time.
+const STEP_MAX: Duration = Duration::from_secs(2);
+/// A tick this much over time makes all answers "last known".
+const LATE: Duration = Duration::from_secs(2);
+/// A stall longer than this is a restart: nothing is known of the present.
+const STALL: Duration = Duration::from_secs(60);
+
+/// How late the broker's own tick is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lateness {
+    /// On time.
+    OnTime,
+    /// Answers are the last known ones, and no host is better than Suspect.
+    Late,
+    /// For longer than a lease: no answer is better than any.
+    Stalled,
+}
+
+/// What a tick found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tick {
+    /// Judged time after the tick.
+    pub now: Mono,
+    /// The broker was stopped for so long that it counts as restarted.
+    pub stalled: bool,
+}
+
+/// The clock. A small value: the shell publishes a copy after each tick, questions read it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JudgedClock {
+    judged: Mono,
+    ticked: Mono,
+}
+
+impl JudgedClock {
+    /// A clock that starts at `boot`, the boot-time clock's present instant.
+    #[must_use]
+    pub const fn new(boot: Mono) -> Self {
+        Self {
+            judged: boot,
+            ticked: boot,
+        }
+    }
+
+    /// Advances the clock; called every [`TICK`].
+    pub fn tick(&mut self, boot: Mono) -> Tick {
+        let gap = boot.since(self.ticked);
+        self.judged = self.judged + gap.min(STEP_MAX);
+        self.ticked = self.ticked.max(boot);
+        Tick {
+            now: self.judged,
+            stalled: gap > STALL,
+        }
+    }
+
+    /// Judged time at a question, without advancing the clock for others.
+    #[must_use]
+    pub fn read(&self, boot: Mono) -> Mono {
+        self.judged + boot.since(self.ticked).min(STEP_MAX)
+    }
+
+    /// How late the tick is at a question.
+    #[must_use]
+    pub fn lateness(&self, boot: Mono, lease: Duration) -> Lateness {
+        let over = boot.since(self.ticked).saturating_sub(TICK);
+        if over > lease {
+            Lateness::Stalled
+        } else if over > LATE {
+            Lateness::Late
+        } else {
+            Lateness::OnTime
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Mono {
+        Mono::from_origin(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn a_stall_advances_judged_time_by_two_seconds_at_most() {
+        let mut clock = JudgedClock::new(at(10_000));
+        assert_eq!(clock.tick(at(11_000)).now, at(11_000));
+        assert_eq!(clock.read(at(11_500)), at(11_500));
+        assert_eq!(clock.read(at(90_000)), at(13_000));
+        let tick = clock.tick(at(56_000));
+        assert_eq!(
+            tick,
+            Tick {
+                now: at(13_000),
+                stalled: false
+            }
+        );
+        let tick = clock.tick(at(117_000));
+        assert_eq!(
+            tick,
+            Tick {
+                now: at(15_000),
+                stalled: true
+            }
+        );
+    }
+
+    #[test]
+    fn time_never_runs_backwards_and_never_ahead_of_the_real_clock() {
+        let mut clock = JudgedClock::new(at(1000));
+        let mut before = clock.read(at(1000));
+        for boot in [1001, 1500, 2600, 2000, 9000, 9001, 9500, 200_000, 200_001] {
+            let now = clock.read(at(boot));
+            assert!(now >= before || boot == 2000, "{now:?} after {before:?}");
+            assert!(now <= at(boot.max(2600)));
+            before = clock.tick(at(boot)).now;
+        }
+    }
+
+    #[test]
+    fn lateness_has_three_steps() {
+        let clock = JudgedClock::new(at(0));
+        let lease = Duration::from_secs(35);
+        assert_eq!(clock.lateness(at(3000), lease), Lateness::OnTime);
+        assert_eq!(clock.lateness(at(3001), lease), Lateness::Late);
+        assert_eq!(clock.lateness(at(36_000), lease), Lateness::Late);
+        assert_eq!(clock.lateness(at(36_001), lease), Lateness::Stalled);
+    }
+}

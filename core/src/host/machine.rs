@@ -1,0 +1,596 @@
+//! What happens to a host: one exhaustive match over events.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    About, AbsentWhy, Admin, Assessment, Beat, Context, Drain, Effects, Event, Facts, Health,
+    Heard, Hello, Identity, Link, Power, Report, Session, Terms, Undrain, Upgrade, assess,
+    health::{carry_results, take_results},
+    limits,
+    presence::{Presence, loaded_until},
+    upgrade,
+};
+use crate::model::{
+    Confidence, Epoch, Leave, Mono, Now, PowerAnnouncement, ReasonCode, Status, Transition,
+};
+
+/// A host: its facts and what has been told about it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Host {
+    pub(super) facts: Facts,
+    pub(super) told: Told,
+}
+
+/// A copy of what answers rest on.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Snapshot {
+    /// The facts.
+    pub facts: Facts,
+    /// The label that was last told.
+    pub status: Status,
+    /// Since when.
+    pub status_since: Timestamp,
+}
+
+/// What the journal and the watchers were last told.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Told {
+    /// Sequence of the last transition; 0 before the first.
+    pub sequence: u64,
+    /// The label.
+    pub status: Status,
+    /// Since when.
+    pub status_since: Timestamp,
+    /// The answer for a new session.
+    pub connectable_new: bool,
+    /// The answer for coming back.
+    pub connectable_reconnect: bool,
+    /// Codes and subjects of the reasons.
+    pub reasons: Vec<(ReasonCode, String)>,
+    /// How well the host was known to be there.
+    pub confidence: Confidence,
+    /// Why not better.
+    pub confidence_reason: String,
+}
+
+impl Host {
+    /// A host that has just enrolled, with the first entry of its journal.
+    pub fn enrolled(identity: Identity, admin: Admin, context: &Context<'_>) -> (Self, Effects) {
+        let at = identity.enrolled_at;
+        let facts = Facts {
+            about: Arc::new(About::default()),
+            link: Link::NeverSeen,
+            session: None,
+            last_word: None,
+            health: Health::nothing(context.now.mono, at),
+            power: Power::Running,
+            upgrade: Upgrade::None,
+            cleared_attempts: Arc::new([]),
+            admin: Arc::new(admin),
+            listeners: Arc::new([]),
+            sessions: crate::model::SessionCounts::default(),
+            sessions_since: at,
+            identity,
+        };
+        let mut host = Self {
+            facts,
+            told: Told {
+                sequence: 0,
+                status: Status::Unavailable,
+                status_since: at,
+                connectable_new: false,
+                connectable_reconnect: false,
+                reasons: Vec::new(),
+                confidence: Confidence::Absent,
+                confidence_reason: String::new(),
+            },
+        };
+        let mut effects = Effects::default();
+        host.conclude("enrolled", context, &mut effects);
+        effects.persist_admin = true;
+        (host, effects)
+    }
+
+    /// The facts as they are.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// A copy to answer questions from, without a lock.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            facts: self.facts.clone(),
+            status: self.told.status,
+            status_since: self.told.status_since,
+        }
+    }
+
+    /// What was last told about it.
+    #[must_use]
+    pub fn told(&self) -> &Told {
+        &self.told
+    }
+
+    /// Takes an event in and says what is to be done. Time that has passed is applied first, so
+    /// that a late word never revives what is over.
+    pub fn handle(&mut self, event: Event, context: &Context<'_>) -> Effects {
+        let mut effects = Effects::default();
+        self.expire(context, &mut effects);
+        let trigger = event.trigger();
+        match event {
+            Event::Opened {
+                epoch,
+                hello,
+                terms,
+                peer_address,
+            } => {
+                self.open(epoch, hello, terms, &peer_address, context, &mut effects);
+            }
+            Event::Beat(epoch, beat) => self.beat(epoch, beat, context.now, &mut effects),
+            Event::Report(epoch, report) => self.report(epoch, report, context, &mut effects),
+            Event::Leaving(epoch, power) => self.leaving(epoch, power, context.now, &mut effects),
+            Event::Upgrade(epoch, announced) => {
+                self.upgrade(epoch, &announced, context, &mut effects);
+            }
+            Event::StreamEnded(epoch) => self.stream_ended(epoch, context.now, &mut effects),
+            Event::Deadline => {}
+            Event::Drain(drain) => self.drain(drain, &mut effects),
+            Event::Undrain(which) => self.undrain(&which, &mut effects),
+            Event::BrokerStalled => self.broker_stalled(),
+        }
+        // A word that was not taken changes nothing; what changed did so by time alone.
+        let trigger = if effects.stale {
+            Event::Deadline.trigger()
+        } else {
+            trigger
+        };
+        self.conclude(trigger, context, &mut effects);
+        effects
+    }
+
+    /// Applies the passing of time: what is over is over, whoever speaks next.
+    fn expire(&mut self, context: &Context<'_>, effects: &mut Effects) {
+        let now = context.now;
+        let lost = match self.facts.link {
+            Link::Heard(heard) if now.mono >= heard.lease_ends() => {
+                Some((AbsentWhy::LeaseOver, heard.lease_ends()))
+            }
+            Link::Loaded { .. } => match loaded_until(&self.facts.link, context) {
+                Some(ends) if now.mono < ends => None,
+                Some(ends) => Some((AbsentWhy::NotBackAfterRestart, ends)),
+                None => Some((AbsentWhy::NotBackAfterRestart, now.mono)),
+            },
+            Link::Heard(_) | Link::NeverSeen | Link::Lost { .. } => None,
+        };
+        if let Some((why, at)) = lost {
+            self.facts.link = Link::Lost {
+                why,
+                at: now.wall_at(at),
+            };
+            self.unsettle(at, now);
+        }
+        if let Some(session) = &self.facts.session
+            && now.mono >= session_ends(&self.facts, session)
+        {
+            effects.close = Some(session.epoch);
+        }
+        effects.persist |= upgrade::expire(&mut self.facts, now);
+        if self
+            .facts
+            .admin
+            .drains
+            .iter()
+            .any(|drain| is_over(drain, now))
+        {
+            let mut admin = (*self.facts.admin).clone();
+            admin.drains.retain(|drain| !is_over(drain, now));
+            self.facts.admin = Arc::new(admin);
+            effects.persist_admin = true;
+        }
+    }
+
+    fn unsettle(&mut self, barrier: Mono, now: Now) {
+        self.facts.health.barrier = self.facts.health.barrier.max(barrier);
+        self.facts.health.unsettled_since = now.wall_at(barrier);
+    }
+
+    fn is_stale(&self, epoch: Epoch, effects: &mut Effects) -> bool {
+        let live = self
+            .facts
+            .session
+            .as_ref()
+            .is_some_and(|session| session.epoch == epoch);
+        effects.stale = !live;
+        !live
+    }
+
+    fn open(
+        &mut self,
+        epoch: Epoch,
+        hello: Hello,
+        terms: Terms,
+        peer_address: &Arc<str>,
+        context: &Context<'_>,
+        effects: &mut Effects,
+    ) {
+        let now = context.now;
+        if self
+            .facts
+            .session
+            .as_ref()
+            .is_some_and(|session| session.epoch >= epoch)
+        {
+            effects.stale = true;
+            return;
+        }
+        if let Some(before) = self.facts.session.take() {
+            effects.close = Some(before.epoch);
+        }
+        let same_boot = self.facts.about.boot_id == hello.boot_id;
+        if same_boot {
+            carry_results(&mut self.facts);
+        } else {
+            self.facts.health = Health::nothing(now.mono, now.wall);
+        }
+        // A hello alone extends no lease: an agent that dies after every hello is a dead agent.
+        if let Link::Heard(heard) = &mut self.facts.link
+            && heard.ended.is_none()
+        {
+            heard.ended = Some(now.mono);
+        }
+        self.facts.about = Arc::new(About {
+            agent_version: hello.agent_version,
+            boot_id: hello.boot_id,
+            os: hello.os,
+            addresses: hello.addresses,
+            peer_address: peer_address.clone(),
+            policy_revision: hello.policy_revision,
+        });
+        self.facts.session = Some(Session {
+            epoch,
+            opened: now.mono,
+            instance_id: hello.instance_id,
+            interval: terms.interval,
+            lease: terms.lease,
+            sequence: 0,
+            reported: false,
+        });
+        match hello.power {
+            PowerAnnouncement::Leaving { .. } => self.take_power(hello.power, now),
+            PowerAnnouncement::Running => match self.facts.power {
+                Power::Leaving {
+                    how: Leave::AgentStop | Leave::AgentRestart,
+                    ..
+                } => {
+                    self.facts.power = Power::Running;
+                }
+                // Shutdown ends with the settled report that ends it.
+                Power::Leaving {
+                    how: Leave::Poweroff | Leave::Reboot | Leave::Suspend,
+                    ..
+                }
+                | Power::Running => {}
+            },
+        }
+        effects.persist |= upgrade::announce(&mut self.facts, &hello.upgrade, context.policy, now);
+        effects.persist |= upgrade::see_version(&mut self.facts, context.policy, false);
+        effects.recheck = matches!(self.facts.link, Link::Lost { .. });
+    }
+
+    fn beat(&mut self, epoch: Epoch, beat: Beat, now: Now, effects: &mut Effects) {
+        if self.is_stale(epoch, effects) {
+            return;
+        }
+        let Some(session) = &mut self.facts.session else {
+            return;
+        };
+        if beat.sequence <= session.sequence {
+            return;
+        }
+        session.sequence = beat.sequence;
+        let (interval, lease, reported) = (session.interval, session.lease, session.reported);
+        self.facts.last_word = Some(now.mono);
+        match self.facts.link {
+            Link::Heard(_) if reported => {
+                self.facts.link = Link::Heard(Heard {
+                    last_beat: now.mono,
+                    interval,
+                    lease,
+                    ended: None,
+                });
+                let valid = beat.results_valid.min(limits::RESULTS_VALID_MAX);
+                self.facts.health.valid_until = now.mono + valid;
+                self.take_sessions(beat.sessions, now);
+                if self.facts.health.state_hash != Some(beat.state_hash) {
+                    effects.resync = Some("state differs");
+                }
+            }
+            Link::Lost { .. } => {
+                effects.resync = Some("the lease was over");
+                effects.recheck = true;
+            }
+            Link::Heard(_) | Link::NeverSeen | Link::Loaded { .. } => {
+                effects.resync = Some("no report in this session yet");
+            }
+        }
+    }
+
+    fn report(
+        &mut self,
+        epoch: Epoch,
+        report: Report,
+        context: &Context<'_>,
+        effects: &mut Effects,
+    ) {
+        let now = context.now;
+        if self.is_stale(epoch, effects) {
+            return;
+        }
+        let Some(session) = &mut self.facts.session else {
+            return;
+        };
+        if report.sequence <= session.sequence && session.reported {
+            return;
+        }
+        session.sequence = session.sequence.max(report.sequence);
+        session.reported = true;
+        let (interval, lease) = (session.interval, session.lease);
+        self.facts.last_word = Some(now.mono);
+        self.facts.link = Link::Heard(Heard {
+            last_beat: now.mono,
+            interval,
+            lease,
+            ended: None,
+        });
+        let was_settled = self.facts.health.is_settled(context.policy);
+        take_results(&mut self.facts, report.checks, report.results_valid, now);
+        self.facts.health.state_hash = Some(report.state_hash);
+        let settled = self.facts.health.is_settled(context.policy);
+        if was_settled && !settled {
+            self.facts.health.unsettled_since = now.wall;
+        }
+        if self.facts.listeners[..] != report.listeners[..] {
+            self.facts.listeners = report.listeners.into();
+        }
+        self.take_sessions(report.sessions, now);
+        if self.facts.about.policy_revision != report.policy_revision {
+            let mut about = (*self.facts.about).clone();
+            about.policy_revision = report.policy_revision;
+            self.facts.about = Arc::new(about);
+        }
+        match report.power {
+            PowerAnnouncement::Leaving { .. } => self.take_power(report.power, now),
+            PowerAnnouncement::Running if settled => self.facts.power = Power::Running,
+            PowerAnnouncement::Running => {}
+        }
+        effects.persist |= upgrade::announce(&mut self.facts, &report.upgrade, context.policy, now);
+        effects.persist |= upgrade::see_version(&mut self.facts, context.policy, true);
+    }
+
+    fn leaving(&mut self, epoch: Epoch, power: PowerAnnouncement, now: Now, effects: &mut Effects) {
+        if self.is_stale(epoch, effects) {
+            return;
+        }
+        self.facts.last_word = Some(now.mono);
+        self.take_power(power, now);
+        if matches!(
+            power,
+            PowerAnnouncement::Leaving {
+                how: Leave::AgentStop,
+                ..
+            }
+        ) {
+            // Nobody checks from now on: what was found before counts no more.
+            self.unsettle(now.mono, now);
+        }
+        effects.persist = true;
+    }
+
+    fn upgrade(
+        &mut self,
+        epoch: Epoch,
+        announced: &crate::model::UpgradeAnnouncement,
+        context: &Context<'_>,
+        effects: &mut Effects,
+    ) {
+        if self.is_stale(epoch, effects) {
+            return;
+        }
+        self.facts.last_word = Some(context.now.mono);
+        upgrade::announce(&mut self.facts, announced, context.policy, context.now);
+        // Acknowledged when durable, even if it said nothing new: the word before it may still be
+        // on its way to the disk.
+        effects.persist = true;
+    }
+
+    fn take_power(&mut self, power: PowerAnnouncement, now: Now) {
+        self.facts.power = match (power, self.facts.power) {
+            (PowerAnnouncement::Running, _) => Power::Running,
+            // Restating a goodbye moves no deadline.
+            (PowerAnnouncement::Leaving { how, .. }, before @ Power::Leaving { how: old, .. })
+                if old == how =>
+            {
+                before
+            }
+            (PowerAnnouncement::Leaving { how, back_within }, _) => {
+                let within = back_within
+                    .unwrap_or(limits::REBOOT_BACK_WITHIN)
+                    .min(limits::REBOOT_BACK_WITHIN_MAX);
+                Power::Leaving {
+                    how,
+                    since: now.wall,
+                    back_by: now.mono + within,
+                }
+            }
+        };
+    }
+
+    fn take_sessions(&mut self, sessions: crate::model::SessionCounts, now: Now) {
+        if self.facts.sessions.total() != sessions.total() {
+            self.facts.sessions_since = now.wall;
+        }
+        self.facts.sessions = sessions;
+    }
+
+    fn stream_ended(&mut self, epoch: Epoch, now: Now, effects: &mut Effects) {
+        if self.is_stale(epoch, effects) {
+            return;
+        }
+        self.facts.session = None;
+        if let Link::Heard(heard) = &mut self.facts.link
+            && heard.ended.is_none()
+        {
+            heard.ended = Some(now.mono);
+        }
+    }
+
+    fn drain(&mut self, drain: Drain, effects: &mut Effects) {
+        let mut admin = (*self.facts.admin).clone();
+        admin.drains.retain(|other| other.owner != drain.owner);
+        admin.drains.push(drain);
+        admin.drains.truncate(limits::DRAINS);
+        self.facts.admin = Arc::new(admin);
+        effects.persist_admin = true;
+    }
+
+    fn undrain(&mut self, which: &Undrain, effects: &mut Effects) {
+        let mut admin = (*self.facts.admin).clone();
+        admin.drains.retain(|drain| match which {
+            Undrain::Owner(owner) => drain.owner != *owner,
+            Undrain::All => false,
+        });
+        self.facts.admin = Arc::new(admin);
+        effects.persist_admin = true;
+    }
+
+    fn broker_stalled(&mut self) {
+        if matches!(self.facts.link, Link::Heard(_)) {
+            self.facts.link = Link::Loaded { lease_ends: None };
+        }
+    }
+
+    /// Judges anew, compares with what was told, and says when to look again.
+    fn conclude(&mut self, trigger: &str, context: &Context<'_>, effects: &mut Effects) {
+        let assessment = assess(&self.facts, context);
+        let keys: Vec<(ReasonCode, String)> = assessment
+            .reasons
+            .iter()
+            .map(|r| (r.code.clone(), r.subject.clone()))
+            .collect();
+        let changed = self.told.sequence == 0
+            || self.told.status != assessment.status
+            || self.told.connectable_new != assessment.connectable_new
+            || self.told.connectable_reconnect != assessment.connectable_reconnect
+            || self.told.reasons != keys;
+        let confidence = assessment.presence.confidence();
+        let confidence_reason = assessment.presence.why();
+        effects.tell = changed
+            || self.told.confidence != confidence
+            || self.told.confidence_reason != confidence_reason;
+        if changed {
+            let from = (self.told.sequence > 0).then_some(self.told.status);
+            if from != Some(assessment.status) {
+                self.told.status_since = context.now.wall;
+            }
+            self.told.sequence += 1;
+            effects.persist = true;
+            effects.transition = Some(transition(&self.told, from, &assessment, trigger, context));
+        }
+        self.told.status = assessment.status;
+        self.told.connectable_new = assessment.connectable_new;
+        self.told.connectable_reconnect = assessment.connectable_reconnect;
+        self.told.reasons = keys;
+        self.told.confidence = confidence;
+        confidence_reason.clone_into(&mut self.told.confidence_reason);
+        effects.next_deadline = next_deadline(&self.facts, context, assessment.presence);
+    }
+}
+
+/// A session without a word for a lease is over, even if its stream still stands.
+fn session_ends(facts: &Facts, session: &Session) -> Mono {
+    let heard = match facts.link {
+        Link::Heard(heard) => heard.last_beat,
+        Link::NeverSeen | Link::Loaded { .. } | Link::Lost { .. } => Mono::ZERO,
+    };
+    session.opened.max(heard) + session.lease
+}
+
+/// The next instant at which time alone may change something.
+pub(super) fn next_deadline(
+    facts: &Facts,
+    context: &Context<'_>,
+    presence: Presence,
+) -> Option<Mono> {
+    let link = match facts.link {
+        Link::Heard(heard) => [Some(heard.confirmed_until()), Some(heard.lease_ends())],
+        Link::Loaded { .. } => [loaded_until(&facts.link, context), None],
+        Link::NeverSeen | Link::Lost { .. } => [None, None],
+    };
+    let results = facts
+        .health
+        .held
+        .iter()
+        .filter(|held| held.has_run() && presence == Presence::Confirmed)
+        .map(|held| held.valid_until(facts.health.valid_until));
+    let power = match facts.power {
+        Power::Leaving {
+            how: Leave::Reboot,
+            back_by,
+            ..
+        } => Some(back_by),
+        Power::Leaving { .. } | Power::Running => None,
+    };
+    let upgrade = match &facts.upgrade {
+        Upgrade::InProgress(upgrade) => [
+            Some(upgrade.deadline()),
+            facts.last_word.map(|word| word + limits::UPGRADE_SILENCE),
+        ],
+        Upgrade::None | Upgrade::Failed(_) => [None, None],
+    };
+    let drains = facts
+        .admin
+        .drains
+        .iter()
+        .filter_map(|drain| Some(context.now.mono_at(drain.until?)));
+    let session = facts
+        .session
+        .as_ref()
+        .map(|session| session_ends(facts, session));
+    link.into_iter()
+        .chain(upgrade)
+        .chain([power, session])
+        .flatten()
+        .chain(results)
+        .chain(drains)
+        .filter(|deadline| *deadline > context.now.mono)
+        .min()
+}
+
+fn is_over(drain: &Drain, now: Now) -> bool {
+    drain.until.is_some_and(|until| now.wall >= until)
+}
+
+fn transition(
+    told: &Told,
+    from: Option<Status>,
+    assessment: &Assessment,
+    trigger: &str,
+    context: &Context<'_>,
+) -> Transition {
+    Transition {
+        sequence: told.sequence,
+        at: context.now.wall,
+        from,
+        to: assessment.status,
+        connectable_new: assessment.connectable_new,
+        connectable_reconnect: assessment.connectable_reconnect,
+        confidence: assessment.presence.confidence(),
+        reasons: assessment.reasons.clone(),
+        trigger: trigger.to_owned(),
+    }
+}
