@@ -1,1 +1,8 @@
+//! Muster's broker.
+//!
+//! Keeps the roll of a fleet: takes in the words of agents, holds each host's facts in the
+//! registry, stores what must outlive the process, and answers front ends and operators. It
+//! decides nothing itself: what a host is follows from `muster-core`.
 
+pub mod metrics;
+pub mod store;

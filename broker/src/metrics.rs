@@ -1,0 +1,140 @@
+//! What is counted. docs/metrics.md lists every metric; a test compares it with this file.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Pool and status of hosts: never a host's name, which would have no bound.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PoolStatus {
+    /// The pool.
+    pub pool: String,
+    /// The status, as in JSON.
+    pub status: String,
+}
+
+/// A stable reason of a refusal.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RefusalReason {
+    /// The reason.
+    pub reason: String,
+}
+
+/// All metrics of the broker.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Hosts by pool and status.
+    pub hosts: Family<PoolStatus, Gauge>,
+    /// Live sessions.
+    pub sessions: Gauge,
+    /// Beats taken.
+    pub beats: Counter,
+    /// Reports taken.
+    pub reports: Counter,
+    /// Changes of a host's status, answers or reasons.
+    pub transitions: Counter,
+    /// Verdicts given.
+    pub verdicts: Counter,
+    /// Open watches.
+    pub watchers: Gauge,
+    /// Watches that were told to start anew.
+    pub resyncs: Counter,
+    /// Refusals by reason.
+    pub refusals: Family<RefusalReason, Counter>,
+    /// Transactions of the store.
+    pub store_commits: Counter,
+    /// Keys written.
+    pub store_writes: Counter,
+    /// Transactions that failed.
+    pub store_failures: Counter,
+    /// Seconds that the last tick came too late.
+    pub tick_late_seconds: Gauge<f64, AtomicU64>,
+    /// Hosts that this restart has not heard yet.
+    pub unverified: Gauge,
+}
+
+impl Metrics {
+    /// All metrics, registered.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let mut registry = Registry::with_prefix("muster");
+        macro_rules! register {
+            ($name:literal, $help:literal) => {{
+                let metric = Default::default();
+                registry.register($name, $help, Clone::clone(&metric));
+                metric
+            }};
+        }
+        let (hosts, sessions): (Family<PoolStatus, Gauge>, Gauge) = (
+            register!("hosts", "Hosts by pool and status"),
+            register!("sessions", "Live sessions of agents"),
+        );
+        let beats: Counter = register!("beats", "Beats taken");
+        let reports: Counter = register!("reports", "Full reports taken");
+        let transitions: Counter = register!(
+            "transitions",
+            "Changes of a host's status, answers or reasons"
+        );
+        let verdicts: Counter = register!("verdicts", "Verdicts given to front ends");
+        let watchers: Gauge = register!("watchers", "Open watches");
+        let resyncs: Counter = register!("watch_resyncs", "Watches told to start anew");
+        let refusals: Family<RefusalReason, Counter> =
+            register!("refusals", "Refused requests and sessions by reason");
+        let store_commits: Counter = register!("store_commits", "Transactions of the store");
+        let store_writes: Counter = register!("store_writes", "Keys and batches written");
+        let store_failures: Counter =
+            register!("store_failures", "Transactions of the store that failed");
+        let tick_late_seconds: Gauge<f64, AtomicU64> = register!(
+            "tick_late_seconds",
+            "Seconds that the last tick came too late"
+        );
+        let unverified: Gauge = register!(
+            "hosts_unverified",
+            "Hosts not heard since the broker's start"
+        );
+        Arc::new(Self {
+            registry,
+            hosts,
+            sessions,
+            beats,
+            reports,
+            transitions,
+            verdicts,
+            watchers,
+            resyncs,
+            refusals,
+            store_commits,
+            store_writes,
+            store_failures,
+            tick_late_seconds,
+            unverified,
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Arc<Self> {
+        Self::new()
+    }
+
+    /// Counts a refusal.
+    pub fn refused(&self, reason: &str) {
+        let reason = RefusalReason {
+            reason: reason.to_owned(),
+        };
+        self.refusals.get_or_create(&reason).inc();
+    }
+
+    /// All metrics as Prometheus reads them (OpenMetrics text).
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
