@@ -276,3 +276,111 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, LocalI
         problem,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+    use crate::testing::Ca;
+
+    fn key_pem(identity: &LocalIdentity) -> KeyPem {
+        let key = PrivatePkcs8KeyDer::from(identity.key.secret_der());
+        KeyPem::new(rcgen::KeyPair::try_from(&key).unwrap().serialize_pem())
+    }
+
+    fn stored(ca: &Ca, folder: &Path) -> (IdentityFiles, LocalIdentity) {
+        let files = IdentityFiles::new(folder.join("identity"));
+        let identity = ca.host();
+        files.store_key(&key_pem(&identity)).unwrap();
+        files
+            .store_certificates(&identity.chain, &identity.roots)
+            .unwrap();
+        (files, identity)
+    }
+
+    #[test]
+    fn an_identity_is_loaded_as_it_was_stored_and_forgotten_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (files, identity) = stored(&Ca::new(), folder.path());
+        assert!(files.exists());
+        let loaded = files.load().unwrap();
+        assert_eq!(loaded.info, identity.info);
+        assert_eq!(loaded.chain, identity.chain);
+        assert_eq!(loaded.roots, identity.roots);
+        assert_eq!(loaded.key, identity.key);
+        assert!(!format!("{loaded:?}").contains("BEGIN"));
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(files.key_path()), 0o600);
+        assert_eq!(mode(files.key_path().parent().unwrap().to_owned()), 0o700);
+        files.remove().unwrap();
+        files.remove().unwrap();
+        assert!(!files.exists());
+        assert!(files.load().unwrap_err().is_not_found());
+        assert_eq!(files.load_key().unwrap(), None);
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (files, _) = stored(&Ca::new(), folder.path());
+        fs::set_permissions(files.key_path(), fs::Permissions::from_mode(0o640)).unwrap();
+        for error in [files.load().unwrap_err(), files.load_key().unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("chmod 600"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::new();
+        let (files, _) = stored(&ca, folder.path());
+        files.store_key(&key_pem(&ca.host())).unwrap();
+        let error = files.load().unwrap_err();
+        assert!(
+            matches!(error, LocalIdentityError::Mismatch { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn damaged_files_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (files, _) = stored(&Ca::new(), folder.path());
+        for (path, wanted) in [
+            (files.roots_path(), "certificate"),
+            (files.certificate_path(), "certificate"),
+            (files.key_path(), "private key"),
+        ] {
+            let before = fs::read(&path).unwrap();
+            for damaged in [&b""[..], &before[..before.len() / 2], &[b'A'; 300]] {
+                fs::write(&path, damaged).unwrap();
+                let text = files.load().unwrap_err().to_string();
+                let says = format!("{} has no usable {wanted}", path.display());
+                assert!(text.starts_with(&says), "{text}");
+            }
+            fs::write(&path, before).unwrap();
+        }
+        files.load().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_host_certificate_is_not_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = IdentityFiles::new(folder.path());
+        let root = Ca::new().root();
+        for chain in [vec![], vec![root.clone()]] {
+            let error = files
+                .store_certificates(&chain, std::slice::from_ref(&root))
+                .unwrap_err();
+            assert!(
+                matches!(error, LocalIdentityError::Certificate { .. }),
+                "{error}"
+            );
+        }
+        assert!(!files.exists());
+    }
+}

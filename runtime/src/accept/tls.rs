@@ -1,0 +1,277 @@
+//! TLS over TCP: handshakes side by side, each with its own task, timeout and judgement.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::stream;
+use rustix::net::sockopt;
+use rustls_pki_types::UnixTime;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::server::Connected;
+
+use super::{AcceptCounters, AcceptOptions, PeerInfo, Slot, free_slot, recover};
+use crate::{clock, tls::ServerTls};
+
+/// When an idle connection is asked whether its peer still lives, how often, and how many times.
+/// The kernel does it: no memory, no wake-up of this process.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_COUNT: u32 = 3;
+
+/// A connection whose client has proven its key, if it presented a certificate.
+#[derive(Debug)]
+pub struct TlsIo {
+    stream: TlsStream<TcpStream>,
+    info: PeerInfo,
+    _slot: Slot,
+}
+
+/// Connections of a TLS listener.
+pub struct TlsIncoming {
+    inner: Pin<Box<dyn Stream<Item = TlsIo> + Send>>,
+    counters: Arc<AcceptCounters>,
+}
+
+impl std::fmt::Debug for TlsIncoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TlsIncoming")
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Accepts connections on `listener` for as long as the stream is polled.
+#[must_use]
+pub fn serve_tls(
+    listener: TcpListener,
+    tls: Arc<ServerTls>,
+    options: AcceptOptions,
+) -> TlsIncoming {
+    let counters = Arc::new(AcceptCounters::default());
+    let acceptor = Acceptor {
+        listener,
+        tls,
+        options,
+        slots: Arc::new(Semaphore::new(options.connections)),
+        handshakes: JoinSet::new(),
+        counters: Arc::clone(&counters),
+    };
+    let inner = stream::unfold(acceptor, |mut acceptor| async move {
+        let io = acceptor.next().await;
+        Some((io, acceptor))
+    });
+    TlsIncoming {
+        inner: Box::pin(inner),
+        counters,
+    }
+}
+
+impl TlsIncoming {
+    /// What this listener has seen.
+    #[must_use]
+    pub fn counters(&self) -> Arc<AcceptCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// The next connection, for servers that ask instead of taking a stream.
+    pub async fn accept(&mut self) -> TlsIo {
+        self.inner
+            .next()
+            .await
+            .expect("the stream of connections has no end")
+    }
+}
+
+impl Stream for TlsIncoming {
+    type Item = io::Result<TlsIo>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.inner.as_mut().poll_next(cx).map(|io| io.map(Ok))
+    }
+}
+
+struct Acceptor {
+    listener: TcpListener,
+    tls: Arc<ServerTls>,
+    options: AcceptOptions,
+    slots: Arc<Semaphore>,
+    handshakes: JoinSet<Option<TlsIo>>,
+    counters: Arc<AcceptCounters>,
+}
+
+impl Acceptor {
+    async fn next(&mut self) -> TlsIo {
+        loop {
+            let room = self.handshakes.len() < self.options.handshakes.max(1);
+            tokio::select! {
+                Some(done) = self.handshakes.join_next() => match done {
+                    Ok(Some(io)) => return io,
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(error = %error, "a handshake's task panicked"),
+                },
+                (stream, permit) = accept(&self.listener, &self.slots, &self.counters), if room => {
+                    self.begin(stream, permit);
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        let under_way = UnderWay::new(&self.counters);
+        let tls = Arc::clone(&self.tls);
+        let options = self.options;
+        self.handshakes.spawn(async move {
+            let counters = &under_way.0;
+            let address = stream.peer_addr().ok();
+            match timeout(options.handshake_timeout, handshake(stream, &tls, options)).await {
+                Ok(Ok((stream, info))) => Some(TlsIo {
+                    stream,
+                    info,
+                    _slot: Slot::open(counters, permit),
+                }),
+                Ok(Err(error)) => {
+                    counters.failed.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(peer.address = ?address, error = %error, "a handshake failed");
+                    None
+                }
+                Err(_) => {
+                    counters.timed_out.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(peer.address = ?address, "a handshake took too long");
+                    None
+                }
+            }
+        });
+    }
+}
+
+/// Counts a handshake for as long as it lives.
+struct UnderWay(Arc<AcceptCounters>);
+
+impl UnderWay {
+    fn new(counters: &Arc<AcceptCounters>) -> Self {
+        counters.handshaking.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(counters))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.handshaking.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+    counters: &AcceptCounters,
+) -> (TcpStream, OwnedSemaphorePermit) {
+    let permit = free_slot(slots).await;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, permit),
+            Err(error) => recover(&error, counters).await,
+        }
+    }
+}
+
+async fn handshake(
+    stream: TcpStream,
+    tls: &ServerTls,
+    options: AcceptOptions,
+) -> io::Result<(TlsStream<TcpStream>, PeerInfo)> {
+    let address = stream.peer_addr()?;
+    set_options(&stream, options.user_timeout)?;
+    // One session for the handshake and its judgement: a configuration that is exchanged in
+    // between does not judge by other roots than were asked for.
+    let session = tls.current();
+    let stream = TlsAcceptor::from(session.config()).accept(stream).await?;
+    let seconds = u64::try_from(clock::now().wall.as_second()).unwrap_or(0);
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let peer = session.judge(stream.get_ref().1.peer_certificates(), now);
+    let info = PeerInfo {
+        address: Some(address),
+        peer,
+    };
+    Ok((stream, info))
+}
+
+/// Small messages at once, and an end to dead connections.
+pub(crate) fn set_options(stream: &TcpStream, user_timeout: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let millis = u32::try_from(user_timeout.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(stream, millis)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_COUNT)?;
+    Ok(())
+}
+
+impl TlsIo {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer_info(&self) -> &PeerInfo {
+        &self.info
+    }
+}
+
+impl Connected for TlsIo {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for TlsIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TlsIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,433 @@
+//! The way out: gRPC channels to a broker, with errors that say what is really wrong.
+//!
+//! A channel is handed over connected; when its connection ends, it dials again at its next use.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use rustls::{AlertDescription, CertificateError, Error as RustlsError};
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream, lookup_host},
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+use tower::service_fn;
+
+use crate::{
+    accept,
+    explain::explain,
+    refusal::Refusal,
+    tls::{BrokerProblem, ClientTls},
+};
+
+/// Port of a broker where none is given.
+pub const DEFAULT_PORT: u16 = 7443;
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// Where a broker listens: `HOST:PORT`, `HOST`, or `[IPv6]:PORT`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct BrokerAddress {
+    host: String,
+    port: u16,
+}
+
+/// A text that is no address of a broker.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{found:?} is no broker's address; write HOST:PORT, such as broker.example.org:7443 or [2001:db8::1]:7443"
+)]
+pub struct AddressError {
+    found: String,
+}
+
+/// Times of one channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConnectOptions {
+    /// Name, TCP and TLS together may take this long.
+    pub connect_timeout: Duration,
+    /// A connection whose peer acknowledges nothing for this time is dead: the lease.
+    pub user_timeout: Duration,
+    /// After this time without a word the peer is asked for one, and has as long again to
+    /// answer; none not to ask.
+    pub keepalive: Option<Duration>,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            user_timeout: Duration::from_secs(35),
+            keepalive: None,
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Not an address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The name has no address.
+    #[error("cannot find the address of {host}: {source}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// No connection.
+    #[error("cannot connect to {endpoint} ({address}): {source}")]
+    Tcp {
+        /// The broker as given.
+        endpoint: BrokerAddress,
+        /// The last address tried.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Too slow.
+    #[error("{endpoint} did not complete a connection within {after:?}")]
+    Timeout {
+        /// The broker as given.
+        endpoint: BrokerAddress,
+        /// The limit.
+        after: Duration,
+    },
+    /// The server is not believed to be the broker.
+    #[error("{endpoint} is not trusted: {problem}")]
+    Broker {
+        /// The broker as given.
+        endpoint: BrokerAddress,
+        /// Why not.
+        problem: BrokerProblem,
+    },
+    /// The handshake failed otherwise.
+    #[error("no TLS connection to {endpoint}: {reason}")]
+    Tls {
+        /// The broker as given.
+        endpoint: BrokerAddress,
+        /// Why.
+        reason: String,
+    },
+    /// The Unix socket does not answer.
+    #[error("cannot use the socket {}: {reason}", path.display())]
+    Unix {
+        /// The socket.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The connection stands, gRPC does not.
+    #[error("no gRPC connection to {peer}: {reason}")]
+    Grpc {
+        /// The other end.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Connects to the broker at `endpoint` (`HOST:PORT`).
+///
+/// # Errors
+/// [`ConnectError`] says in one line what is wrong and what to do.
+pub async fn connect_tls(
+    endpoint: &str,
+    tls: ClientTls,
+    options: ConnectOptions,
+) -> Result<Channel, ConnectError> {
+    let endpoint: BrokerAddress = endpoint.parse()?;
+    let dialer = Arc::new(Dialer {
+        endpoint,
+        tls,
+        options,
+    });
+    // Dialled here and not by the channel, because the channel would hide why it failed.
+    let first = dialer.dial().await?;
+    let uri = format!("https://{}", dialer.endpoint);
+    let peer = dialer.endpoint.to_string();
+    let dial = move || {
+        let dialer = Arc::clone(&dialer);
+        async move { dialer.dial().await }
+    };
+    channel(uri, peer, options, first, dial).await
+}
+
+/// Connects to a server of this machine over its Unix socket.
+///
+/// # Errors
+/// [`ConnectError`] says in one line what is wrong and what to do.
+pub async fn connect_unix(path: &Path, options: ConnectOptions) -> Result<Channel, ConnectError> {
+    let first = dial_unix(path.to_owned()).await?;
+    let peer = path.display().to_string();
+    let path = path.to_owned();
+    // The host of the URI is of no use over a Unix socket, but HTTP/2 wants one.
+    let uri = "http://localhost".to_owned();
+    channel(uri, peer, options, first, move || dial_unix(path.clone())).await
+}
+
+/// A status as people read it: our own refusals in their words, others with all their causes.
+#[must_use]
+pub fn explain_status(status: &Status) -> String {
+    if let Some(refusal) = Refusal::from_status(status) {
+        return refusal.to_string();
+    }
+    let mut text = format!("{} ({:?})", status.message(), status.code());
+    if let Some(source) = std::error::Error::source(status) {
+        text.push_str(": ");
+        text.push_str(&explain(source));
+    }
+    text
+}
+
+async fn channel<Io, F>(
+    uri: String,
+    peer: String,
+    options: ConnectOptions,
+    first: Io,
+    dial: impl Fn() -> F + Send + Sync + 'static,
+) -> Result<Channel, ConnectError>
+where
+    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    F: Future<Output = Result<Io, ConnectError>> + Send + 'static,
+{
+    let grpc = |error: &tonic::transport::Error| ConnectError::Grpc {
+        peer: peer.clone(),
+        reason: explain(error),
+    };
+    let mut endpoint = Endpoint::from_shared(uri).map_err(|error| grpc(&error))?;
+    if let Some(keepalive) = options.keepalive {
+        endpoint = endpoint
+            .http2_keep_alive_interval(keepalive)
+            .keep_alive_timeout(keepalive)
+            .keep_alive_while_idle(true);
+    }
+    let first = Arc::new(Mutex::new(Some(first)));
+    let connector = service_fn(move |_: Uri| {
+        let ready = first.lock().take();
+        let dialled = ready.is_none().then(&dial);
+        async move {
+            let io = match (ready, dialled) {
+                (Some(io), _) => io,
+                (None, Some(dialled)) => dialled.await?,
+                (None, None) => unreachable!("what is not ready is dialled"),
+            };
+            Ok::<_, ConnectError>(TokioIo::new(io))
+        }
+    });
+    endpoint
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| grpc(&error))
+}
+
+struct Dialer {
+    endpoint: BrokerAddress,
+    tls: ClientTls,
+    options: ConnectOptions,
+}
+
+impl Dialer {
+    async fn dial(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let after = self.options.connect_timeout;
+        match timeout(after, self.dial_slowly()).await {
+            Ok(result) => result,
+            Err(_) => Err(ConnectError::Timeout {
+                endpoint: self.endpoint.clone(),
+                after,
+            }),
+        }
+    }
+
+    async fn dial_slowly(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let tcp = self.dial_tcp().await?;
+        let name = ServerName::try_from(self.endpoint.host.clone()).map_err(|_| AddressError {
+            found: self.endpoint.to_string(),
+        })?;
+        let connector = TlsConnector::from(self.tls.config());
+        let stream = connector
+            .connect(name, tcp)
+            .await
+            .map_err(|error| self.tls_error(&error))?;
+        if stream.get_ref().1.alpn_protocol().is_none() {
+            return Err(self.no_tls("the server did not agree on HTTP/2: is it the broker's port?"));
+        }
+        Ok(stream)
+    }
+
+    async fn dial_tcp(&self) -> Result<TcpStream, ConnectError> {
+        let BrokerAddress { host, port } = &self.endpoint;
+        let unresolved = |source| ConnectError::Resolve {
+            host: host.clone(),
+            source,
+        };
+        let addresses: Vec<_> = lookup_host((host.as_str(), *port))
+            .await
+            .map_err(unresolved)?
+            .take(MAX_ADDRESSES)
+            .collect();
+        let share =
+            self.options.connect_timeout / u32::try_from(addresses.len().max(1)).unwrap_or(1);
+        let mut last = unresolved(io::Error::from(io::ErrorKind::NotFound));
+        for address in addresses {
+            let connected = timeout(share, TcpStream::connect(address)).await;
+            let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            match connected.and_then(|stream| {
+                accept::set_options(&stream, self.options.user_timeout)?;
+                Ok(stream)
+            }) {
+                Ok(stream) => return Ok(stream),
+                Err(source) => {
+                    last = ConnectError::Tcp {
+                        endpoint: self.endpoint.clone(),
+                        address,
+                        source,
+                    }
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn no_tls(&self, reason: impl Into<String>) -> ConnectError {
+        ConnectError::Tls {
+            endpoint: self.endpoint.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    fn tls_error(&self, error: &io::Error) -> ConnectError {
+        let inner = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<RustlsError>());
+        match inner {
+            Some(RustlsError::InvalidCertificate(CertificateError::Other(other))) => {
+                match other.0.downcast_ref::<BrokerProblem>() {
+                    Some(problem) => ConnectError::Broker {
+                        endpoint: self.endpoint.clone(),
+                        problem: problem.clone(),
+                    },
+                    None => self.no_tls(other.to_string()),
+                }
+            }
+            Some(RustlsError::InvalidMessage(_)) => {
+                self.no_tls("the server does not speak TLS: is it the broker's port?")
+            }
+            Some(RustlsError::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                self.no_tls("the server does not speak HTTP/2: is it the broker's port?")
+            }
+            Some(RustlsError::AlertReceived(AlertDescription::ProtocolVersion)) => {
+                self.no_tls("the server does not speak TLS 1.3: is it the broker's port?")
+            }
+            Some(RustlsError::AlertReceived(alert)) => {
+                self.no_tls(format!("the server ended the handshake: {alert:?}"))
+            }
+            Some(other) => self.no_tls(other.to_string()),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => self.no_tls(
+                "the server closed the connection during the handshake: is it the broker's port?",
+            ),
+            None => self.no_tls(error.to_string()),
+        }
+    }
+}
+
+async fn dial_unix(path: PathBuf) -> Result<UnixStream, ConnectError> {
+    UnixStream::connect(&path).await.map_err(|error| {
+        let reason = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                format!("nobody listens there ({error}); is the service running?")
+            }
+            io::ErrorKind::PermissionDenied => {
+                "permission denied; be root, or in the group that the socket belongs to".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        ConnectError::Unix { path, reason }
+    })
+}
+
+impl BrokerAddress {
+    /// Name or IP address.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// TCP port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl FromStr for BrokerAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || AddressError {
+            found: muster_core::model::clean_text(text, 120),
+        };
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, after) = rest.split_once(']').ok_or_else(wrong)?;
+                host.parse::<std::net::Ipv6Addr>().map_err(|_| wrong())?;
+                match after {
+                    "" => (host, None),
+                    _ => (host, Some(after.strip_prefix(':').ok_or_else(wrong)?)),
+                }
+            }
+            None => match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        let port = match port {
+            None => DEFAULT_PORT,
+            // `parse` would take a sign.
+            Some(port) if port.bytes().all(|digit| digit.is_ascii_digit()) => {
+                port.parse().map_err(|_| wrong())?
+            }
+            Some(_) => return Err(wrong()),
+        };
+        if port == 0 || ServerName::try_from(host).is_err() {
+            return Err(wrong());
+        }
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for BrokerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') {
+            write!(f, "[{host}]:{port}")
+        } else {
+            write!(f, "{host}:{port}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
