@@ -1,0 +1,457 @@
+//! `session_listener`: is there a place where people can connect, and does it speak?
+//!
+//! Configured listeners must all be there and speak. With none configured those that this machine
+//! is known to offer are found in the kernel's table, by port and by program; finding none is a
+//! failure, because then nobody can connect. A listener on loopback alone is no way in for others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::{BoxFuture, FutureExt as _, join_all};
+use muster_core::{
+    agent::Observation,
+    model::{Finding, Listener, Outcome, Remedy},
+};
+use parking_lot::Mutex;
+
+use super::{Check, Inputs, cannot_run};
+use crate::{
+    config::SessionListenerConfig,
+    platform::sockets::{self, ListeningSocket, Owner},
+    probe::{listener, tcp, tcp::Problem},
+};
+
+/// Listeners that are tried in one run; a report carries 32.
+const MAX_TARGETS: usize = 32;
+/// Sockets whose owners and greetings are remembered; more are looked at anew each time.
+const MAX_REMEMBERED: usize = 256;
+
+/// Programs that take people's sessions, and what they speak.
+const PROGRAMS: [(&str, &str); 12] = [
+    ("sshd", "ssh"),
+    ("dropbear", "ssh"),
+    ("xrdp", "rdp"),
+    ("gnome-remote-de", "rdp"),
+    ("freerdp-shadow-", "rdp"),
+    ("Xvnc", "vnc"),
+    ("Xtigervnc", "vnc"),
+    ("Xtightvnc", "vnc"),
+    ("x11vnc", "vnc"),
+    ("wayvnc", "vnc"),
+    ("krfb", "vnc"),
+    ("dcvserver", "https"),
+];
+
+pub(super) fn make(inputs: Inputs<'_>) -> Arc<dyn Check> {
+    Arc::new(SessionListener {
+        config: inputs.config.check.session_listener.clone(),
+        budget: inputs.budget(),
+        memory: Mutex::default(),
+    })
+}
+
+struct SessionListener {
+    config: SessionListenerConfig,
+    budget: Duration,
+    memory: Mutex<Memory>,
+}
+
+/// What is known of sockets until they are closed.
+#[derive(Default)]
+struct Memory {
+    owners: BTreeMap<u64, Owner>,
+    greeted: BTreeSet<u64>,
+}
+
+/// One listener to be tried.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Target {
+    protocol: String,
+    port: u16,
+    /// Addresses that it is bound to; empty where the kernel does not list it.
+    bound: Vec<IpAddr>,
+    sockets: Vec<u64>,
+    waiting: u32,
+    /// Address to try, where the configuration names one.
+    address: Option<IpAddr>,
+    owner: Option<Owner>,
+}
+
+impl Check for SessionListener {
+    fn run(&self) -> BoxFuture<'_, Observation> {
+        self.look().boxed()
+    }
+}
+
+impl SessionListener {
+    async fn look(&self) -> Observation {
+        let sockets = match tokio::task::spawn_blocking(sockets::listening).await {
+            Ok(Ok(sockets)) => sockets,
+            Ok(Err(error)) => return no_table(&error.to_string()),
+            Err(error) => return no_table(&error.to_string()),
+        };
+        let owners = self.owners(&sockets).await;
+        let targets = if self.config.listeners.is_empty() {
+            let mut found = discover(&sockets, &owners);
+            let has_way_in = found.iter().any(|target| !target.is_loopback_only());
+            if has_way_in && !self.config.allow_loopback {
+                // Backends of a gateway and forwarded ports are not for us to knock at.
+                found.retain(|target| !target.is_loopback_only());
+            }
+            found
+        } else {
+            self.configured(&sockets, &owners)
+        };
+        if targets.is_empty() {
+            return none_found(sockets.len());
+        }
+        let tried = join_all(targets.iter().map(|target| self.try_one(target))).await;
+        self.judge(&targets, tried)
+    }
+
+    /// Owners of the sockets, asked for only when there are new sockets: listing every process's
+    /// files is the dearest thing that this check does.
+    async fn owners(&self, sockets: &[ListeningSocket]) -> BTreeMap<u64, Owner> {
+        let wanted: BTreeSet<u64> = sockets.iter().map(|socket| socket.inode).collect();
+        let known = {
+            let mut memory = self.memory.lock();
+            memory.owners.retain(|inode, _| wanted.contains(inode));
+            memory.greeted.retain(|inode| wanted.contains(inode));
+            memory.owners.clone()
+        };
+        let new: BTreeSet<u64> = wanted
+            .iter()
+            .filter(|inode| !known.contains_key(inode))
+            .copied()
+            .collect();
+        if new.is_empty() {
+            return known;
+        }
+        let found = tokio::task::spawn_blocking(move || sockets::owners(&new)).await;
+        let mut memory = self.memory.lock();
+        for (inode, owner) in found.unwrap_or_default() {
+            if memory.owners.len() < MAX_REMEMBERED {
+                memory.owners.insert(inode, owner);
+            }
+        }
+        memory.owners.clone()
+    }
+
+    fn configured(
+        &self,
+        sockets: &[ListeningSocket],
+        owners: &BTreeMap<u64, Owner>,
+    ) -> Vec<Target> {
+        let wanted = self.config.listeners.iter().take(MAX_TARGETS);
+        wanted
+            .map(|listener| {
+                let mut target = Target {
+                    protocol: listener.protocol.clone(),
+                    port: listener.port,
+                    bound: Vec::new(),
+                    sockets: Vec::new(),
+                    waiting: 0,
+                    address: listener.address,
+                    owner: None,
+                };
+                for socket in sockets {
+                    let ip = socket.address.ip().to_canonical();
+                    let asked = listener
+                        .address
+                        .is_none_or(|address| ip.is_unspecified() || ip == address.to_canonical());
+                    if socket.address.port() == listener.port && asked {
+                        target.add(socket, owners);
+                    }
+                }
+                target
+            })
+            .collect()
+    }
+
+    async fn try_one(&self, target: &Target) -> (Vec<String>, Result<(), Problem>) {
+        let mut steps = vec![target.describe()];
+        let greeted =
+            target.protocol == "vnc" && target.waiting == 0 && !target.sockets.is_empty() && {
+                let memory = self.memory.lock();
+                target
+                    .sockets
+                    .iter()
+                    .all(|inode| memory.greeted.contains(inode))
+            };
+        if greeted {
+            // Some VNC servers count every connection without a login as an attack.
+            steps.push("greeted us before, still listens, and nobody waits".to_owned());
+            return (steps, Ok(()));
+        }
+        let stream = match tcp::connect(&target.addresses(), self.budget / 2, &mut steps).await {
+            Ok(stream) => stream,
+            Err(problem) => return (steps, Err(problem.for_listener(target))),
+        };
+        let result =
+            listener::exchange(&target.protocol, stream, self.budget / 2, &mut steps).await;
+        if result.is_ok() {
+            let mut memory = self.memory.lock();
+            if memory.greeted.len() < MAX_REMEMBERED {
+                memory.greeted.extend(&target.sockets);
+            }
+        }
+        (steps, result)
+    }
+
+    fn judge(
+        &self,
+        targets: &[Target],
+        tried: Vec<(Vec<String>, Result<(), Problem>)>,
+    ) -> Observation {
+        let configured = !self.config.listeners.is_empty();
+        let (mut good, mut bad, mut aside) = (Vec::new(), Vec::new(), Vec::new());
+        let mut listeners = Vec::new();
+        for (target, (steps, result)) in targets.iter().zip(tried) {
+            let reachable = self.config.allow_loopback || !target.is_loopback_only();
+            // A session server's socket on a port of its own choice may be for something else.
+            let guessed = !configured && protocol(target.port, None).is_none();
+            let result = match result {
+                Ok(()) if !reachable => Err(loopback_only(target)),
+                result => result,
+            };
+            match result {
+                Err(problem) if guessed && problem.code == "LISTENER_OTHER_PROTOCOL" => {
+                    aside.push(finding(target, steps, problem));
+                    continue;
+                }
+                Err(problem) => bad.push(finding(target, steps, problem)),
+                Ok(()) => good.push(Finding {
+                    subject: target.name(),
+                    code: "LISTENS".to_owned(),
+                    message: "takes connections".to_owned(),
+                    steps,
+                    remedy: None,
+                }),
+            }
+            if reachable && !target.bound.is_empty() {
+                listeners.push(target.listener());
+            }
+        }
+        if good.is_empty() {
+            bad.append(&mut aside);
+        }
+        let (outcome, message) = if bad.is_empty() {
+            let names: Vec<_> = good.iter().map(|found| found.subject.clone()).collect();
+            (
+                Outcome::Pass,
+                format!("people can connect by {}", names.join(", ")),
+            )
+        } else {
+            let first = &bad[0];
+            let more = match bad.len() {
+                1 => String::new(),
+                count => format!(", and {} more", count - 1),
+            };
+            (
+                Outcome::Fail,
+                format!("{}: {}{more}", first.subject, first.message),
+            )
+        };
+        let mut seen = Observation::new(outcome, message);
+        seen.findings = bad;
+        seen.findings.extend(good);
+        seen.findings.extend(aside);
+        seen.listeners = Some(listeners);
+        seen
+    }
+}
+
+impl Target {
+    fn add(&mut self, socket: &ListeningSocket, owners: &BTreeMap<u64, Owner>) {
+        self.bound.push(socket.address.ip().to_canonical());
+        self.sockets.push(socket.inode);
+        self.waiting += socket.waiting;
+        self.owner = self
+            .owner
+            .take()
+            .or_else(|| owners.get(&socket.inode).cloned());
+    }
+
+    fn name(&self) -> String {
+        format!("{} on port {}", self.protocol, self.port)
+    }
+
+    fn is_loopback_only(&self) -> bool {
+        match self.address {
+            Some(address) if self.bound.is_empty() => address.is_loopback(),
+            _ => !self.bound.is_empty() && self.bound.iter().all(IpAddr::is_loopback),
+        }
+    }
+
+    /// Where to try: the configured address, else one that reaches what is bound.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let at = |ip| SocketAddr::new(ip, self.port);
+        if let Some(address) = self.address {
+            return vec![at(address)];
+        }
+        let (v4, v6) = (
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::from(Ipv6Addr::LOCALHOST),
+        );
+        let has = |ip: IpAddr| self.bound.contains(&ip);
+        if has(Ipv4Addr::UNSPECIFIED.into()) || self.bound.is_empty() {
+            vec![at(v4)]
+        } else if has(Ipv6Addr::UNSPECIFIED.into()) {
+            // Such a socket takes IPv4 too, and loopback may have no IPv6 address.
+            vec![at(v6), at(v4)]
+        } else {
+            self.bound.iter().take(2).map(|ip| at(*ip)).collect()
+        }
+    }
+
+    fn listener(&self) -> Listener {
+        let everywhere = self.bound.iter().any(IpAddr::is_unspecified);
+        let mut addresses: Vec<_> = self.bound.iter().map(IpAddr::to_string).collect();
+        addresses.sort();
+        addresses.dedup();
+        Listener {
+            protocol: self.protocol.as_str().into(),
+            addresses: if everywhere { Vec::new() } else { addresses },
+            port: self.port,
+        }
+    }
+
+    fn describe(&self) -> String {
+        if self.bound.is_empty() {
+            return format!("the kernel lists no socket on port {}", self.port);
+        }
+        let bound: Vec<_> = self.bound.iter().map(IpAddr::to_string).collect();
+        let owner = match &self.owner {
+            Some(owner) => format!("{} (process {})", owner.name, owner.pid),
+            None => "a process of another user".to_owned(),
+        };
+        format!(
+            "{owner} listens on {}, {} waiting",
+            bound.join(" and "),
+            self.waiting
+        )
+    }
+}
+
+impl Problem {
+    fn for_listener(mut self, target: &Target) -> Self {
+        if self.code == "TCP_REFUSED" {
+            self.code = "LISTENER_DOWN";
+            self.message = format!("nothing takes connections on port {}", target.port);
+            self.remedy = start(&target.protocol);
+        }
+        self
+    }
+}
+
+fn finding(target: &Target, steps: Vec<String>, problem: Problem) -> Finding {
+    Finding {
+        subject: target.name(),
+        code: problem.code.to_owned(),
+        message: problem.message,
+        steps,
+        remedy: Some(problem.remedy),
+    }
+}
+
+fn start(protocol: &str) -> Remedy {
+    match protocol {
+        "ssh" => Remedy::text("Start the SSH server.").command("systemctl restart ssh"),
+        "rdp" => Remedy::text("Start the RDP server.").command("systemctl restart xrdp"),
+        "vnc" => Remedy::text("Start the VNC server."),
+        _ => Remedy::text("Start the service that should listen there."),
+    }
+}
+
+fn loopback_only(target: &Target) -> Problem {
+    Problem {
+        code: "LISTENER_LOOPBACK_ONLY",
+        message: "listens on loopback alone: nobody else can connect".to_owned(),
+        remedy: Remedy::text(format!(
+            "Let the service on port {} listen on the network too; if a local gateway is the way \
+             in, set allow_loopback = true under [check.session_listener] in agent.toml.",
+            target.port
+        )),
+    }
+}
+
+fn no_table(error: &str) -> Observation {
+    cannot_run(
+        "/proc/net/tcp",
+        format!("the listening sockets cannot be listed: {error}"),
+        Remedy::text("Mount /proc for the agent."),
+    )
+}
+
+fn none_found(looked_at: usize) -> Observation {
+    let remedy = Remedy::text(
+        "Install or start a session listener; one on another port is named under \
+         [check.session_listener] listeners in agent.toml.",
+    )
+    .command("apt-get install openssh-server")
+    .command("systemctl enable --now ssh");
+    let message = "no session listener: nobody can connect to this host";
+    let mut seen = Observation::new(Outcome::Fail, message).with(Finding {
+        subject: "session listener".to_owned(),
+        code: "NO_LISTENER".to_owned(),
+        message: message.to_owned(),
+        steps: vec![
+            format!("looked at {looked_at} listening TCP sockets"),
+            "none has port 22, 3389 or 5900-5999, or a known session server".to_owned(),
+        ],
+        remedy: Some(remedy),
+    });
+    seen.listeners = Some(Vec::new());
+    seen
+}
+
+/// Known listeners among `sockets`, one for each protocol and port.
+fn discover(sockets: &[ListeningSocket], owners: &BTreeMap<u64, Owner>) -> Vec<Target> {
+    let mut found: BTreeMap<(String, u16), Target> = BTreeMap::new();
+    for socket in sockets {
+        let port = socket.address.port();
+        let Some(protocol) = protocol(port, owners.get(&socket.inode)) else {
+            continue;
+        };
+        found
+            .entry((protocol.to_owned(), port))
+            .or_insert_with(|| Target {
+                protocol: protocol.to_owned(),
+                port,
+                bound: Vec::new(),
+                sockets: Vec::new(),
+                waiting: 0,
+                address: None,
+                owner: None,
+            })
+            .add(socket, owners);
+    }
+    found.into_values().take(MAX_TARGETS).collect()
+}
+
+/// What a socket speaks. Its program says it best, but not of every port that the program has.
+fn protocol(port: u16, owner: Option<&Owner>) -> Option<&'static str> {
+    let by_port = match port {
+        22 => Some("ssh"),
+        3389 => Some("rdp"),
+        5900..=5999 => Some("vnc"),
+        // Web clients of VNC servers, X servers, and X displays that sshd forwards.
+        5800..=5899 | 6000..=6099 => return None,
+        _ => None,
+    };
+    let by_program = owner.and_then(|owner| {
+        PROGRAMS
+            .iter()
+            .find(|(name, _)| *name == owner.name)
+            .map(|(_, protocol)| *protocol)
+    });
+    by_program.or(by_port)
+}
+
+#[cfg(test)]
+#[path = "session_listener_tests.rs"]
+mod tests;

@@ -1,0 +1,10 @@
+//! Linux: procfs, sysfs, systemd and logind over the system bus.
+
+mod bus;
+pub mod domain;
+pub mod machine;
+pub mod power;
+pub mod processes;
+pub mod sessions;
+pub mod sockets;
+pub mod units;

@@ -1,0 +1,8 @@
+//! How the network is tried, step by step, with the words for what went wrong.
+//!
+//! Every read is bounded in bytes and time, and nothing here keeps or returns a body.
+
+pub mod hosts_file;
+pub mod http;
+pub mod listener;
+pub mod tcp;

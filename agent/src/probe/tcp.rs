@@ -1,0 +1,232 @@
+//! Names to addresses, and TCP connections.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use muster_core::model::Remedy;
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
+
+use super::hosts_file;
+
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 4;
+
+/// What went wrong at a step.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// Stable cause code.
+    pub code: &'static str,
+    /// One sentence.
+    pub message: String,
+    /// What mends it.
+    pub remedy: Remedy,
+}
+
+/// Milliseconds since `begun`, for a step's line.
+#[must_use]
+pub fn took(begun: Instant) -> String {
+    format!("{} ms", begun.elapsed().as_millis())
+}
+
+/// Finds the addresses of `host`, and writes down how.
+///
+/// # Errors
+/// If there are none, or nobody tells within `limit`.
+pub async fn resolve(
+    host: &str,
+    port: u16,
+    limit: Duration,
+    steps: &mut Vec<String>,
+) -> Result<Vec<SocketAddr>, Problem> {
+    if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let name = host.to_owned();
+    let path = Path::new(hosts_file::PATH);
+    let entry = tokio::task::spawn_blocking(move || hosts_file::entry(path, &name));
+    if let Ok(Some(found)) = entry.await {
+        steps.push(format!(
+            "hosts file: {}:{} points {host} to {}",
+            hosts_file::PATH,
+            found.line,
+            found.address
+        ));
+    }
+    let begun = Instant::now();
+    let answer = match timeout(limit, lookup_host((host, port))).await {
+        Ok(Ok(found)) => Ok(found.take(MAX_ADDRESSES).collect::<Vec<_>>()),
+        Ok(Err(error)) => Err(dns_problem(host, &error)),
+        Err(_) => Err(Problem {
+            code: "DNS_TIMED_OUT",
+            message: format!("no answer about the name {host} within {limit:?}"),
+            remedy: Remedy::text("See whether the name servers in /etc/resolv.conf are reachable.")
+                .command(format!("getent ahosts {host}")),
+        }),
+    };
+    match answer {
+        Ok(found) if !found.is_empty() => {
+            let shown: Vec<_> = found
+                .iter()
+                .map(|address| address.ip().to_string())
+                .collect();
+            steps.push(format!(
+                "name: {host} is {} ({})",
+                shown.join(", "),
+                took(begun)
+            ));
+            Ok(found)
+        }
+        Ok(_) => Err(no_such_name(host)),
+        Err(problem) => {
+            steps.push(format!("name: {} ({})", problem.message, took(begun)));
+            Err(problem)
+        }
+    }
+}
+
+fn no_such_name(host: &str) -> Problem {
+    Problem {
+        code: "DNS_NXDOMAIN",
+        message: format!("no such name: {host}"),
+        remedy: Remedy::text(format!(
+            "See whether {host} is spelt right and known to the name servers of this machine."
+        ))
+        .command(format!("getent ahosts {host}")),
+    }
+}
+
+fn dns_problem(host: &str, error: &io::Error) -> Problem {
+    // The C library's errors arrive as text alone.
+    let text = error.to_string();
+    if text.contains("not known") || text.contains("No address") {
+        return no_such_name(host);
+    }
+    Problem {
+        code: "DNS_FAILED",
+        message: format!("the name {host} cannot be looked up: {text}"),
+        remedy: Remedy::text(
+            "See whether this machine has name servers (/etc/resolv.conf) and reaches them.",
+        )
+        .command(format!("getent ahosts {host}")),
+    }
+}
+
+/// Connects to the first of `addresses` that answers, and writes down each try.
+///
+/// # Errors
+/// What the last one did.
+pub async fn connect(
+    addresses: &[SocketAddr],
+    limit: Duration,
+    steps: &mut Vec<String>,
+) -> Result<TcpStream, Problem> {
+    let each = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut last = None;
+    for address in addresses {
+        let begun = Instant::now();
+        let error = match timeout(each, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                let from = match stream.local_addr() {
+                    Ok(local) => format!(" from {}", local.ip()),
+                    Err(_) => String::new(),
+                };
+                steps.push(format!(
+                    "tcp: connected to {address}{from} ({})",
+                    took(begun)
+                ));
+                return Ok(stream);
+            }
+            Ok(Err(error)) => error,
+            Err(_) => io::ErrorKind::TimedOut.into(),
+        };
+        let problem = tcp_problem(*address, &error);
+        steps.push(format!("tcp: {} ({})", problem.message, took(begun)));
+        last = Some(problem);
+    }
+    Err(last.unwrap_or_else(|| Problem {
+        code: "TCP_FAILED",
+        message: "there is no address to connect to".to_owned(),
+        remedy: Remedy::default(),
+    }))
+}
+
+fn tcp_problem(address: SocketAddr, error: &io::Error) -> Problem {
+    let (ip, port) = (address.ip(), address.port());
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Problem {
+            code: "TCP_REFUSED",
+            message: format!("{address} refused the connection"),
+            remedy: Remedy::text(format!(
+                "Nothing listens on port {port} of {ip}, or a firewall rejects it: start the \
+                 service there, or allow the connection."
+            )),
+        },
+        io::ErrorKind::TimedOut => Problem {
+            code: "TCP_TIMED_OUT",
+            message: format!("{address} did not answer"),
+            remedy: Remedy::text(format!(
+                "A firewall may drop the packets: allow outbound TCP to {ip} port {port}."
+            )),
+        },
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Problem {
+            code: "TCP_UNREACHABLE",
+            message: format!("there is no way to {ip}: {error}"),
+            remedy: Remedy::text("See whether the network is up and has a route there.")
+                .command(format!("ip route get {ip}")),
+        },
+        _ => Problem {
+            code: "TCP_FAILED",
+            message: format!("cannot connect to {address}: {error}"),
+            remedy: Remedy::text(format!(
+                "See whether {ip} port {port} may be reached from here."
+            )),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_refused_connection_says_so_and_an_accepted_one_names_both_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut steps = Vec::new();
+        connect(&[address], LIMIT, &mut steps).await.unwrap();
+        assert!(steps[0].contains("from 127.0.0.1"), "{steps:?}");
+        drop(listener);
+        let problem = connect(&[address], LIMIT, &mut steps).await.unwrap_err();
+        assert_eq!(problem.code, "TCP_REFUSED");
+        assert_eq!(steps.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn addresses_need_no_name_server() {
+        let mut steps = Vec::new();
+        let found = resolve("[::1]", 80, LIMIT, &mut steps).await.unwrap();
+        assert_eq!(found, ["[::1]:80".parse().unwrap()]);
+        assert!(steps.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_exist_is_a_problem_of_names() {
+        let mut steps = Vec::new();
+        let problem = resolve("nowhere.invalid", 80, LIMIT, &mut steps)
+            .await
+            .unwrap_err();
+        assert!(problem.code.starts_with("DNS_"), "{problem:?}");
+        assert_eq!(steps.len(), 1);
+    }
+}
