@@ -1,6 +1,8 @@
 //! The gRPC contract: generated code in [`v1`], checked conversions in [`border`]. Generated types
 //! stop at the gRPC edge of agent and broker; inside, the types of `muster-core` are used.
 
+pub mod border;
+
 /// Generated from `proto/muster/v1`.
 #[expect(
     clippy::all,
