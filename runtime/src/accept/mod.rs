@@ -8,6 +8,7 @@
 //! neither a failed handshake nor a lack of file descriptors ends the stream or makes it spin;
 //! dropping the stream ends all that it began.
 
+mod sources;
 mod tls;
 mod unix;
 
@@ -54,9 +55,12 @@ pub struct PeerInfo {
 /// Limits of one listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AcceptOptions {
-    /// Handshakes under way at once; more wait in the kernel. One costs about 50 KiB and half a
-    /// millisecond of processor time: 512 are ten thousand hosts within seconds.
+    /// Handshakes under way at once, at most half of them from one address. One costs about
+    /// 50 KiB and half a millisecond of processor time: 512 are ten thousand hosts in seconds.
     pub handshakes: usize,
+    /// Accepted connections that wait for a handshake, at most half of them from one address;
+    /// more wait in the kernel. One costs a file descriptor and about 4 KiB.
+    pub waiting: usize,
     /// A handshake is ended after this time. Generous for a far and loaded host.
     pub handshake_timeout: Duration,
     /// Connections open at once; more wait in the kernel. Twice the fleet that is designed for.
@@ -69,6 +73,7 @@ impl Default for AcceptOptions {
     fn default() -> Self {
         Self {
             handshakes: 512,
+            waiting: 4096,
             handshake_timeout: Duration::from_secs(10),
             connections: 32_768,
             user_timeout: Duration::from_secs(35),
@@ -79,15 +84,23 @@ impl Default for AcceptOptions {
 /// What a listener has seen, for metrics and for knowing whether handshakes queue.
 #[derive(Debug, Default)]
 pub struct AcceptCounters {
+    waiting: AtomicUsize,
     handshaking: AtomicUsize,
     open: AtomicUsize,
     accepted: AtomicU64,
     failed: AtomicU64,
     timed_out: AtomicU64,
+    turned_away: AtomicU64,
     exhausted: AtomicU64,
 }
 
 impl AcceptCounters {
+    /// Connections that wait for their handshake to begin: the queue.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Handshakes under way.
     #[must_use]
     pub fn handshaking(&self) -> usize {
@@ -116,6 +129,13 @@ impl AcceptCounters {
     #[must_use]
     pub fn timed_out(&self) -> u64 {
         self.timed_out.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were closed at once, because too many of their address had not finished
+    /// their handshake.
+    #[must_use]
+    pub fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
     }
 
     /// Times that the system had no descriptor or memory for a connection.
@@ -241,8 +261,8 @@ async fn free_slot(slots: &Arc<Semaphore>) -> OwnedSemaphorePermit {
         .expect("the semaphore is never closed")
 }
 
-/// Says whether the error concerns one connection alone; else it has waited for the system to
-/// recover.
+/// Returns at once if the error concerns one connection alone, else after a pause in which the
+/// system may recover.
 async fn recover(error: &io::Error, counters: &AcceptCounters) {
     use io::ErrorKind as K;
     match error.kind() {
@@ -260,5 +280,45 @@ async fn recover(error: &io::Error, counters: &AcceptCounters) {
             }
             sleep(EXHAUSTED_PAUSE).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lack_of_descriptors_is_waited_out_and_a_lost_client_is_not() {
+        let counters = AcceptCounters::default();
+        let start = Instant::now();
+        recover(&Errno::CONNABORTED.into(), &counters).await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS] {
+            recover(&errno.into(), &counters).await;
+        }
+        assert_eq!(start.elapsed(), 4 * EXHAUSTED_PAUSE);
+        assert_eq!(counters.exhausted(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_answered_with_how_to_find_who_uses_it() {
+        let first = bind_tcp(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = first.local_addr().unwrap();
+        let text = bind_tcp(address).unwrap_err().to_string();
+        let says = format!("the port of {address} is in use; `ss -ltnp 'sport = :");
+        assert!(text.starts_with(&says), "{text}");
+        let text = bind_tcp(([192, 0, 2, 1], 0).into())
+            .unwrap_err()
+            .to_string();
+        assert_eq!(text, "cannot listen on 192.0.2.1:0");
+    }
+
+    #[test]
+    fn the_limit_of_open_files_never_falls() {
+        let before = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        assert!(raise_open_files() >= before);
     }
 }

@@ -2,8 +2,12 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,7 +26,10 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::server::Connected;
 
-use super::{AcceptCounters, AcceptOptions, PeerInfo, Slot, free_slot, recover};
+use super::{
+    AcceptCounters, AcceptOptions, PeerInfo, Slot, free_slot, recover,
+    sources::{Sources, Unfinished},
+};
 use crate::{clock, tls::ServerTls};
 
 /// When an idle connection is asked whether its peer still lives, how often, and how many times.
@@ -66,6 +73,7 @@ pub fn serve_tls(
         tls,
         options,
         slots: Arc::new(Semaphore::new(options.connections)),
+        sources: Sources::new(options.handshakes, options.waiting),
         handshakes: JoinSet::new(),
         counters: Arc::clone(&counters),
     };
@@ -108,68 +116,110 @@ struct Acceptor {
     tls: Arc<ServerTls>,
     options: AcceptOptions,
     slots: Arc<Semaphore>,
+    sources: Arc<Sources>,
     handshakes: JoinSet<Option<TlsIo>>,
     counters: Arc<AcceptCounters>,
 }
 
 impl Acceptor {
     async fn next(&mut self) -> TlsIo {
+        let most = self.options.handshakes + self.options.waiting;
         loop {
-            let room = self.handshakes.len() < self.options.handshakes.max(1);
+            let room = self.handshakes.len() < most;
             tokio::select! {
                 Some(done) = self.handshakes.join_next() => match done {
                     Ok(Some(io)) => return io,
                     Ok(None) => {}
                     Err(error) => tracing::error!(error = %error, "a handshake's task panicked"),
                 },
-                (stream, permit) = accept(&self.listener, &self.slots, &self.counters), if room => {
-                    self.begin(stream, permit);
+                accepted = accept(&self.listener, &self.slots, &self.counters), if room => {
+                    self.begin(accepted);
                 }
             }
         }
     }
 
-    fn begin(&mut self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        let under_way = UnderWay::new(&self.counters);
-        let tls = Arc::clone(&self.tls);
-        let options = self.options;
-        self.handshakes.spawn(async move {
-            let counters = &under_way.0;
-            let address = stream.peer_addr().ok();
-            match timeout(options.handshake_timeout, handshake(stream, &tls, options)).await {
-                Ok(Ok((stream, info))) => Some(TlsIo {
-                    stream,
-                    info,
-                    _slot: Slot::open(counters, permit),
-                }),
-                Ok(Err(error)) => {
-                    counters.failed.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(peer.address = ?address, error = %error, "a handshake failed");
-                    None
-                }
-                Err(_) => {
-                    counters.timed_out.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(peer.address = ?address, "a handshake took too long");
-                    None
-                }
+    fn begin(&mut self, accepted: Accepted) {
+        let Some(unfinished) = self.sources.admit(accepted.address) else {
+            self.counters.turned_away.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let task = Handshake {
+            accepted,
+            unfinished,
+            tls: Arc::clone(&self.tls),
+            options: self.options,
+            counters: Arc::clone(&self.counters),
+        };
+        self.handshakes.spawn(task.run());
+    }
+}
+
+struct Accepted {
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: OwnedSemaphorePermit,
+}
+
+struct Handshake {
+    accepted: Accepted,
+    unfinished: Unfinished,
+    tls: Arc<ServerTls>,
+    options: AcceptOptions,
+    counters: Arc<AcceptCounters>,
+}
+
+impl Handshake {
+    async fn run(self) -> Option<TlsIo> {
+        let Accepted {
+            stream,
+            address,
+            permit,
+        } = self.accepted;
+        let counters = self.counters;
+        let place = {
+            let _waiting = Counted::new(&counters.waiting);
+            self.unfinished.place().await
+        };
+        let result = {
+            let _under_way = Counted::new(&counters.handshaking);
+            let handshake = handshake(stream, address, &self.tls, self.options);
+            timeout(self.options.handshake_timeout, handshake).await
+        };
+        drop((place, self.unfinished));
+        match result {
+            Ok(Ok((stream, info))) => Some(TlsIo {
+                stream,
+                info,
+                _slot: Slot::open(&counters, permit),
+            }),
+            Ok(Err(error)) => {
+                counters.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(peer.address = %address, error = %error, "a handshake failed");
+                None
             }
-        });
+            Err(_) => {
+                counters.timed_out.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(peer.address = %address, "a handshake took too long");
+                None
+            }
+        }
     }
 }
 
-/// Counts a handshake for as long as it lives.
-struct UnderWay(Arc<AcceptCounters>);
+/// Counted for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
 
-impl UnderWay {
-    fn new(counters: &Arc<AcceptCounters>) -> Self {
-        counters.handshaking.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(counters))
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.handshaking.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -177,11 +227,17 @@ async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
     counters: &AcceptCounters,
-) -> (TcpStream, OwnedSemaphorePermit) {
+) -> Accepted {
     let permit = free_slot(slots).await;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, address)) => {
+                return Accepted {
+                    stream,
+                    address,
+                    permit,
+                };
+            }
             Err(error) => recover(&error, counters).await,
         }
     }
@@ -189,10 +245,10 @@ async fn accept(
 
 async fn handshake(
     stream: TcpStream,
+    address: SocketAddr,
     tls: &ServerTls,
     options: AcceptOptions,
 ) -> io::Result<(TlsStream<TcpStream>, PeerInfo)> {
-    let address = stream.peer_addr()?;
     set_options(&stream, options.user_timeout)?;
     // One session for the handshake and its judgement: a configuration that is exchanged in
     // between does not judge by other roots than were asked for.

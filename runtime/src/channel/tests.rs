@@ -384,6 +384,7 @@ async fn handshakes_over_the_limit_wait_for_a_place() {
     let Either::Right(((), second)) = select(second, pin!(turns())).await else {
         panic!("it did not wait");
     };
+    assert_eq!(server.counters.waiting(), 1);
     drop(silent);
     assert!(second.await.identity().is_some());
 }
