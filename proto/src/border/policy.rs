@@ -1,10 +1,16 @@
 //! What a pool wants of a host, as the broker tells its agent.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use muster_core::{
     agent::{CheckPolicy, HostPolicy},
-    model::{CheckName, CheckPace, MAX_CHECKS, RequiredUrl, Severity, clean_text},
+    model::{
+        CheckName, CheckPace, MAX_CHECKS, PoolPolicy, RequiredUrl, Severity, clean_text,
+        default_check_names,
+    },
 };
 
 use super::{BorderError, Word as _, all, by_value, id, millis, time::optional_duration};
@@ -24,6 +30,34 @@ by_value!(
     CheckPolicy => v1::CheckPolicy,
     RequiredUrl => v1::RequiredUrl,
 );
+
+/// What an agent needs to know of its pool's policy: the checks that every agent has and those
+/// that the pool names, with their severities.
+#[must_use]
+pub fn host_policy(pool: &PoolPolicy) -> v1::HostPolicy {
+    let own = default_check_names().into_iter().flat_map(CheckName::new);
+    let names: BTreeSet<_> = own.chain(pool.severities.keys().cloned()).collect();
+    let CheckPace {
+        interval,
+        timeout,
+        rise,
+        fall,
+    } = CheckPace::default();
+    let checks = names.into_iter().take(MAX_CHECKS).map(|name| CheckPolicy {
+        severity: pool.severity(&name),
+        name,
+        interval,
+        timeout,
+        rise,
+        fall,
+    });
+    v1::HostPolicy::from(HostPolicy {
+        revision: pool.revision.clone(),
+        checks: checks.collect(),
+        urls: Vec::new(),
+        expected_domain: None,
+    })
+}
 
 impl From<&HostPolicy> for v1::HostPolicy {
     fn from(policy: &HostPolicy) -> Self {

@@ -8,9 +8,10 @@ use muster_core::{
     host::{Beat, Drain, Hello, Report},
     model::{
         CheckName, CheckResult, Confidence, Finding, HostId, HostName, Intent, Leave, Listener,
-        MAX_FINDINGS_BYTES, MAX_MESSAGE_BYTES, Outcome, PoolName, PowerAnnouncement, Reason,
-        ReasonCode, Remedy, RequiredUrl, SafeToPowerOff, SessionCounts, Severity, Status,
+        MAX_FINDINGS_BYTES, MAX_MESSAGE_BYTES, Outcome, PoolName, PoolPolicy, PowerAnnouncement,
+        Reason, ReasonCode, Remedy, RequiredUrl, SafeToPowerOff, SessionCounts, Severity, Status,
         Transition, UnknownCause, UpgradeAnnouncement, UpgradeAttempt, UpgradePhase, Verdict,
+        default_check_names,
     },
 };
 use prost::Message as _;
@@ -450,6 +451,19 @@ fn a_policy_that_would_make_a_host_spin_is_refused() {
         problem::<HostPolicy, _>(policy),
         "urls[0].url: has control characters"
     );
+}
+
+#[test]
+fn an_agent_is_told_every_check_that_its_pool_weighs() {
+    let mut pool = PoolPolicy::default();
+    let gpu = CheckName::new("gpu").unwrap();
+    pool.severities.insert(gpu.clone(), Severity::ReportOnly);
+    let told = HostPolicy::try_from(host_policy(&pool)).unwrap();
+    assert_eq!(told.revision, pool.revision);
+    assert_eq!(told.checks.len(), default_check_names().len() + 1);
+    assert_eq!(told.check("gpu").unwrap().severity, Severity::ReportOnly);
+    assert_eq!(told.check("domain").unwrap().severity, Severity::Fatal);
+    assert_eq!(told.check("urls").unwrap().severity, Severity::NonFatal);
 }
 
 #[test]
