@@ -151,6 +151,12 @@ fn read_open(file: &File, path: &Path, limit: u64) -> Result<String, FileError> 
 }
 
 fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    // What has this name is of a process that died here with the number that is ours now, as
+    // every first process of a container has the same.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -169,7 +175,7 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// A path in the same directory that no other process or thread uses.
+/// A path in the same directory that no other living process or thread uses.
 pub(crate) fn beside(path: &Path) -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut name = OsString::from(".");
@@ -193,6 +199,15 @@ mod tests {
         assert_eq!(read_secret(&path, 6).unwrap(), "second");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_crash_left_behind_blocks_no_later_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let temporary = folder.path().join(".key.pem.1.0.tmp");
+        fs::write(&temporary, "half of a k").unwrap();
+        write_new(&temporary, b"key", SECRET_MODE).unwrap();
+        assert_eq!(read_secret(&temporary, 3).unwrap(), "key");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use muster_core::{
         default_check_names,
     },
 };
+use proptest::{collection::vec, prelude::*, test_runner::TestCaseError};
 use prost::Message as _;
 
 use super::*;
@@ -556,4 +557,39 @@ fn a_full_report_stays_under_the_message_s_limit() {
         .collect();
     let size = v1::Report::from(big).encoded_len();
     assert!(size < 256 * 1024, "{size}");
+}
+
+/// Decodes `bytes` with some of them changed, reads it, and if it is accepted, demands that what
+/// was understood is what would be sent.
+fn hold_when_damaged<T, W>(mut bytes: Vec<u8>, changes: &[(usize, u8)]) -> Result<(), TestCaseError>
+where
+    T: PartialEq + std::fmt::Debug + TryFrom<W>,
+    for<'a> W: From<&'a T> + prost::Message + Default,
+{
+    for (at, byte) in changes {
+        let at = at % bytes.len();
+        bytes[at] = *byte;
+    }
+    let Ok(wire) = W::decode(bytes.as_slice()) else {
+        return Ok(());
+    };
+    let Ok(read) = T::try_from(wire) else {
+        return Ok(());
+    };
+    prop_assert_eq!(T::try_from(W::from(&read)).ok(), Some(read));
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn damaged_messages_are_refused_or_mean_what_they_say(
+        changes in vec((any::<usize>(), any::<u8>()), 1..20),
+    ) {
+        let bytes = v1::Report::from(report()).encode_to_vec();
+        hold_when_damaged::<Report, v1::Report>(bytes, &changes)?;
+        let bytes = v1::Hello::from(hello()).encode_to_vec();
+        hold_when_damaged::<Hello, v1::Hello>(bytes, &changes)?;
+        let bytes = v1::Verdict::from(verdict()).encode_to_vec();
+        hold_when_damaged::<Verdict, v1::Verdict>(bytes, &changes)?;
+    }
 }

@@ -222,6 +222,11 @@ struct Private(PathBuf);
 impl Private {
     fn new(path: &Path) -> io::Result<Self> {
         let folder = files::beside(path);
+        // As with files: only a dead process can have left it.
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         fs::DirBuilder::new().mode(0o700).create(&folder)?;
         Ok(Self(folder))
     }

@@ -15,6 +15,7 @@ use std::{
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use muster_core::model::clean_text;
 use parking_lot::Mutex;
 use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 use rustls_pki_types::ServerName;
@@ -39,6 +40,8 @@ use crate::{
 
 /// Port of a broker where none is given.
 pub const DEFAULT_PORT: u16 = 7443;
+/// Bytes of a message of a server that may not be ours.
+const MAX_FOREIGN_BYTES: usize = 1024;
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
 
@@ -191,7 +194,8 @@ pub fn explain_status(status: &Status) -> String {
     if let Some(refusal) = Refusal::from_status(status) {
         return refusal.to_string();
     }
-    let mut text = format!("{} ({:?})", status.message(), status.code());
+    let message = clean_text(status.message(), MAX_FOREIGN_BYTES);
+    let mut text = format!("{message} ({:?})", status.code());
     if let Some(source) = std::error::Error::source(status) {
         text.push_str(": ");
         text.push_str(&explain(source));
@@ -384,7 +388,7 @@ impl FromStr for BrokerAddress {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let wrong = || AddressError {
-            found: muster_core::model::clean_text(text, 120),
+            found: clean_text(text, 120),
         };
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
