@@ -1,9 +1,240 @@
 //! Muster's agent: runs a session host's checks and streams its heartbeats to the broker.
+//!
+//! - [`checks`]: what is looked at, one file each; [`probe`]: how the network is tried.
+//! - [`platform`]: what asks the operating system.
+//! - [`scheduler`]: when checks run; [`doctor`]: all of them once, for a person.
+//! - [`session`]: the stream to the broker; [`announce`], [`power`]: what it is told beside results.
+//! - [`control`]: the socket for commands; [`enroll`]: how a machine becomes a host.
+//! - [`config`], [`store`]: what is read at the start, and what is kept.
+//!
+//! Invariants: a hanging check cannot delay a beat, a hanging broker cannot delay a check, and no
+//! word of the broker makes the agent run a program.
 #![warn(missing_docs)]
 
+pub mod announce;
 pub mod checks;
 pub mod config;
+pub mod control;
+pub mod doctor;
+pub mod enroll;
 pub mod platform;
+pub mod power;
 pub mod probe;
 pub mod scheduler;
 pub mod session;
+pub mod store;
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use muster_core::{agent::HostPolicy, model::SessionCounts};
+use muster_runtime::{
+    accept::BindError,
+    explain::explain,
+    files::FileError,
+    identity::{LocalIdentity, LocalIdentityError},
+    shutdown::Shutdown,
+    supervisor::{Supervisor, SupervisorError, TaskKind},
+    tls::{self, ClientTls, TlsError},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    announce::Announcer,
+    config::Config,
+    platform::{machine, sessions},
+    scheduler::{MAX_ORDERS, Order},
+    session::{About, Context, LinkState},
+    store::{DataDir, POLICY},
+};
+
+/// Version of this agent.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Time for all tasks to end: the goodbye takes 3 s at most.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often people's sessions are counted: at least once per beat of the default pace.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// Longest time for a count; the number is unknown then.
+const COUNT_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why the agent cannot run, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no identity.
+    #[error(
+        "this machine is not enrolled; get a join token (on the broker: muster-broker token \
+         create), then: muster-agent enroll --broker HOST:PORT --token TOKEN --ca-pin PIN"
+    )]
+    NotEnrolled,
+    /// The identity cannot be used.
+    #[error("the identity of this host cannot be used")]
+    Identity(#[source] LocalIdentityError),
+    /// TLS cannot be set up with it.
+    #[error("the identity of this host cannot be used")]
+    Tls(#[from] TlsError),
+    /// The data folder.
+    #[error("the data folder cannot be used")]
+    Data(#[from] FileError),
+    /// The control socket.
+    #[error("the control socket cannot be used")]
+    Control(#[from] BindError),
+    /// The kernel does not say which boot this is.
+    #[error("this boot cannot be told from others: /proc is needed")]
+    BootId(#[source] io::Error),
+    /// A task failed.
+    #[error(transparent)]
+    Task(#[from] SupervisorError),
+}
+
+/// Runs the agent until shutdown is requested.
+///
+/// # Errors
+/// [`RunError`] says what is missing, or which task failed.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
+    tls::install_provider();
+    let data = DataDir::new(&config.data_dir);
+    let identity = own_identity(&data)?;
+    let client_tls = ClientTls::mutual(&identity)?;
+    data.prepare()?;
+    let incoming = control::bind(&config.control_socket)?;
+    let boot_id = machine::boot_id().map_err(RunError::BootId)?;
+    tracing::info!(
+        host.name = %identity.info.identity.name,
+        version = VERSION,
+        certificate.until = %identity.info.not_after,
+        "agent starts"
+    );
+
+    let supervisor = Supervisor::new(shutdown.clone());
+    let (announcer, deliveries) = Announcer::new(data.clone(), &boot_id, VERSION);
+    let policy = watch::Sender::new(Arc::new(doctor::last_policy(&data)));
+    let link = watch::Sender::new(LinkState::default());
+    let (orders, inbox) = mpsc::channel(MAX_ORDERS);
+    let (results_sender, results) = watch::channel(Arc::default());
+    let (counts_sender, counts) = watch::channel(SessionCounts::default());
+
+    let first_plan = checks::plan(&config, &policy.borrow(), &link.subscribe());
+    supervisor.spawn(
+        "check scheduler",
+        TaskKind::Critical,
+        scheduler::run(first_plan, inbox, results_sender, shutdown.clone()),
+    );
+    let brokers = doctor::brokers(&config, &data);
+    supervisor.spawn(
+        "planner",
+        TaskKind::Critical,
+        keep_plan(
+            config,
+            data.clone(),
+            policy.subscribe(),
+            link.subscribe(),
+            orders.clone(),
+            shutdown.clone(),
+        ),
+    );
+    supervisor.spawn(
+        "session counter",
+        TaskKind::Critical,
+        count_sessions(counts_sender, shutdown.clone()),
+    );
+    supervisor.spawn(
+        "power",
+        TaskKind::Critical,
+        power::run(announcer.clone(), shutdown.clone()),
+    );
+    supervisor.spawn(
+        "control socket",
+        TaskKind::Critical,
+        control::serve(
+            incoming,
+            announcer.clone(),
+            link.subscribe(),
+            shutdown.clone(),
+        ),
+    );
+    let context = Context {
+        tls: client_tls,
+        data,
+        about: about(&boot_id),
+        results,
+        announced: announcer.watch(),
+        sessions: counts,
+        policy,
+        orders,
+        link,
+    };
+    supervisor.spawn(
+        "session",
+        TaskKind::Critical,
+        session::run(context, brokers, deliveries, shutdown),
+    );
+    supervisor.join(GRACE).await?;
+    Ok(())
+}
+
+fn own_identity(data: &DataDir) -> Result<LocalIdentity, RunError> {
+    match data.identity().load() {
+        Ok(identity) => Ok(identity),
+        Err(error) if error.is_not_found() => Err(RunError::NotEnrolled),
+        Err(error) => Err(RunError::Identity(error)),
+    }
+}
+
+fn about(boot_id: &str) -> About {
+    About {
+        version: VERSION.into(),
+        boot_id: boot_id.into(),
+        instance_id: announce::new_id().into(),
+        os: machine::os_name().into(),
+        addresses: machine::addresses(),
+    }
+}
+
+/// Plans the checks anew when the policy changes, and keeps it for the next start.
+async fn keep_plan(
+    config: Config,
+    data: DataDir,
+    mut policy: watch::Receiver<Arc<HostPolicy>>,
+    link: watch::Receiver<LinkState>,
+    orders: mpsc::Sender<Order>,
+    shutdown: Shutdown,
+) -> Result<(), Infallible> {
+    loop {
+        tokio::select! {
+            () = shutdown.requested() => return Ok(()),
+            changed = policy.changed() => if changed.is_err() {
+                // The session has ended, and with it the process.
+                shutdown.requested().await;
+                return Ok(());
+            },
+        }
+        let current = Arc::clone(&policy.borrow_and_update());
+        let planned = checks::plan(&config, &current, &link);
+        // The scheduler takes orders as long as the process runs.
+        let _ = orders.send(Order::Apply(planned)).await;
+        let data = data.clone();
+        let kept = tokio::task::spawn_blocking(move || data.write(POLICY, &*current)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::error!(error = explain(&error), "the policy cannot be kept");
+        }
+    }
+}
+
+async fn count_sessions(
+    counts: watch::Sender<SessionCounts>,
+    shutdown: Shutdown,
+) -> Result<(), Infallible> {
+    loop {
+        let counted = tokio::select! {
+            () = shutdown.requested() => return Ok(()),
+            counted = timeout(COUNT_WITHIN, sessions::count()) => counted,
+        };
+        counts.send_replace(counted.unwrap_or_default());
+        tokio::select! {
+            () = shutdown.requested() => return Ok(()),
+            () = sleep(COUNT_EVERY) => {}
+        }
+    }
+}

@@ -12,7 +12,6 @@ use reqwest::{Client, ClientBuilder, Response, redirect::Policy};
 use super::tcp::{Problem, took};
 
 /// A client that follows nothing and keeps nothing, so that one request is one request.
-#[must_use]
 pub fn builder(limit: Duration) -> ClientBuilder {
     Client::builder()
         .redirect(Policy::none())

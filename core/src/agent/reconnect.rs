@@ -62,6 +62,12 @@ impl Reconnect {
         }
     }
 
+    /// The slowest pace: the cap of the backoff.
+    #[must_use]
+    pub fn cap(&self) -> Duration {
+        self.cap
+    }
+
     /// The first try of the process: at once. None without endpoints.
     #[must_use]
     pub fn first_try(&self) -> Option<Try> {
