@@ -112,7 +112,7 @@ impl Agent {
     /// # Errors
     /// When the binary cannot be built.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(binaries::fresh()?.agent);
+        let mut command = binaries::command(&binaries::fresh()?.agent);
         command
             .args(arguments)
             .arg("--config")
@@ -142,16 +142,11 @@ impl Agent {
     /// # Errors
     /// When the command cannot be run or does not end in time.
     pub async fn try_enrol(&self, endpoint: &str, token: &Token) -> Result<Output> {
-        self.cli(&[
-            "enroll",
-            "--broker",
-            endpoint,
-            "--token",
-            &token.token,
-            "--ca-pin",
-            &token.ca_pin,
-        ])
-        .await
+        let arguments = ["enroll", "--broker", endpoint, "--ca-pin", &token.ca_pin];
+        let mut command = self.command(&arguments)?;
+        // Not as an argument, which every process of the machine could read.
+        command.env("MUSTER_TOKEN", &token.token);
+        process::run(command, COMMAND).await
     }
 
     /// Enrols.

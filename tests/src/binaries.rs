@@ -62,6 +62,18 @@ fn build_if_stale() -> Result<Binaries> {
     Ok(binaries)
 }
 
+/// A command that runs a binary under test, with nothing of Muster's in its environment.
+#[must_use]
+pub fn command(binary: &Path) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(binary);
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("MUSTER_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Runs `cargo build` with these arguments, with the profile of the running program.
 ///
 /// # Errors

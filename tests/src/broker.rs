@@ -189,7 +189,7 @@ impl Folder {
     /// # Errors
     /// When the binary cannot be built.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(binaries::fresh()?.broker);
+        let mut command = binaries::command(&binaries::fresh()?.broker);
         command
             .args(arguments)
             .arg("--config")
