@@ -4,5 +4,17 @@
 //! registry, stores what must outlive the process, and answers front ends and operators. It
 //! decides nothing itself: what a host is follows from `muster-core`.
 
+pub mod ca;
+pub mod cli;
+pub mod config;
 pub mod metrics;
+pub mod registry;
+pub mod serve;
+pub mod services;
 pub mod store;
+pub mod token;
+pub mod view;
+pub mod web;
+
+pub use config::Config;
+pub use serve::{Endpoints, Running, ServeError, run, start};

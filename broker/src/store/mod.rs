@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 pub use embedded::EmbeddedStore;
 pub use queue::{Ticket, WriteQueue};
-pub use records::{BrokerRecord, TokenRecord, decode, encode};
+pub use records::{BrokerRecord, TokenRecord, TokenUse, decode, encode};
 
 /// Version of the layout of keys and records. A newer file is refused, never guessed at.
 pub const FORMAT: u32 = 1;

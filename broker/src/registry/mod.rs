@@ -1,0 +1,531 @@
+//! The registry: every host's cell, the clock that judges, the log that watchers read.
+//!
+//! A word for a host goes through [`Registry::apply`]: a short lock on its cell, the pure step of
+//! `muster-core`, the new facts published for questions, the change appended to the log, the
+//! record handed to the writer. A question ([`Registry::verdict`]) takes no lock and does no I/O:
+//! it reads the published facts and computes the answer for this very instant.
+
+mod cell;
+mod log;
+mod ticker;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use muster_core::{
+    fleet::{JudgedClock, Lateness, RestartWindow, Wheel},
+    host::{self, Admin, Asked, Context, Effects, Event, Host, HostRecord, Terms},
+    model::{Epoch, HostId, HostName, Intent, Mono, Now, PoolName, PoolPolicy, Status, Verdict},
+};
+use muster_runtime::clock;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+pub use cell::{Cell, Published, SessionEnd};
+pub use log::{Change, ChangeLog, Gone, What};
+pub use ticker::{Progress, run_ticker};
+
+use crate::{
+    metrics::Metrics,
+    store::{Store, StoreError, Ticket, WriteQueue, decode, encode, keys},
+};
+
+/// Hosts of one fleet on one broker: ten times the largest that was measured.
+pub const HOSTS_MAX: usize = 150_000;
+/// Entries of one host's journal.
+pub const JOURNAL_MAX: u64 = 1000;
+
+/// The pace that the broker dictates, and the window after a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Interval and lease of sessions.
+    pub terms: Terms,
+    /// The restart window is a lease and this.
+    pub reconnect_window: Duration,
+}
+
+/// All hosts of the fleet, and what judges them.
+pub struct Registry {
+    by_name: papaya::HashMap<HostName, Arc<Cell>>,
+    by_id: papaya::HashMap<HostId, Arc<Cell>>,
+    /// Names in order, for pages. Changed only with a host.
+    names: RwLock<BTreeMap<HostName, Arc<Cell>>>,
+    log: ChangeLog,
+    clock: ArcSwap<JudgedClock>,
+    window: Mutex<Option<RestartWindow>>,
+    /// End of the window in nanoseconds since the clock's origin, 0 when closed: for questions.
+    window_ends: AtomicU64,
+    wheel: Mutex<Wheel<HostId>>,
+    policy: Arc<PoolPolicy>,
+    pace: Pace,
+    queue: WriteQueue,
+    metrics: Arc<Metrics>,
+    broker_id: String,
+    incarnation: u32,
+    sessions: AtomicU64,
+    verdicts: AtomicU64,
+    progress: watch::Sender<Progress>,
+    counts: Mutex<HashMap<(PoolName, Status), i64>>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry")
+            .field("hosts", &self.names.read().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of a word for a host.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the core asked for.
+    pub effects: Effects,
+    /// When what must be durable is; none if nothing must be.
+    pub ticket: Option<Ticket>,
+}
+
+/// The broker cannot vouch for its answers: its own clock tick is late by more than a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stalled;
+
+/// Who the broker is, for its answers.
+#[derive(Clone, Debug)]
+pub struct BrokerName {
+    /// Id of the broker.
+    pub broker_id: String,
+    /// Number of its start.
+    pub incarnation: u32,
+}
+
+impl Registry {
+    /// Loads all hosts from the store and opens the restart window if there are any.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or holds a record that cannot be understood.
+    pub fn load(
+        store: &dyn Store,
+        queue: WriteQueue,
+        metrics: Arc<Metrics>,
+        who: BrokerName,
+        pace: Pace,
+    ) -> Result<Arc<Self>, StoreError> {
+        let now = clock::now();
+        let registry = Self {
+            by_name: papaya::HashMap::new(),
+            by_id: papaya::HashMap::new(),
+            names: RwLock::default(),
+            log: ChangeLog::default(),
+            clock: ArcSwap::from_pointee(JudgedClock::new(now.mono)),
+            window: Mutex::new(None),
+            window_ends: AtomicU64::new(0),
+            wheel: Mutex::default(),
+            policy: Arc::new(PoolPolicy::default()),
+            pace,
+            queue,
+            metrics,
+            broker_id: who.broker_id,
+            incarnation: who.incarnation,
+            sessions: AtomicU64::new(0),
+            verdicts: AtomicU64::new(0),
+            progress: watch::Sender::new(Progress {
+                as_of: now.wall,
+                revision: 0,
+            }),
+            counts: Mutex::default(),
+        };
+        let hosts = registry.read_hosts(store, now)?;
+        if !hosts.is_empty() {
+            let window = RestartWindow::open(now.mono, pace.terms.lease, pace.reconnect_window);
+            registry.set_window(Some(window));
+        }
+        for host in hosts {
+            let cell = Arc::new(Cell::new(host, 0));
+            registry.insert(&cell);
+            // Whatever ended while the broker was down ends now, and the wheel learns the rest.
+            registry.apply(&cell, Event::Deadline);
+        }
+        Ok(Arc::new(registry))
+    }
+
+    fn read_hosts(&self, store: &dyn Store, now: Now) -> Result<Vec<Host>, StoreError> {
+        let mut admins: HashMap<Vec<u8>, Admin> = HashMap::new();
+        for (key, value) in store.scan(keys::ADMINS, usize::MAX, false)? {
+            admins.insert(key[keys::ADMINS.len()..].to_vec(), decode(&key, &value)?);
+        }
+        let mut hosts = Vec::new();
+        for (key, value) in store.scan(keys::HOSTS, usize::MAX, false)? {
+            let record: HostRecord = decode(&key, &value)?;
+            let admin = admins.remove(&key[keys::HOSTS.len()..]).unwrap_or_default();
+            hosts.push(record.restore(admin, now));
+        }
+        Ok(hosts)
+    }
+
+    fn insert(&self, cell: &Arc<Cell>) {
+        let published = cell.published();
+        let identity = &published.snapshot.facts.identity;
+        self.by_name
+            .pin()
+            .insert(identity.name.clone(), cell.clone());
+        self.by_id.pin().insert(identity.id, cell.clone());
+        self.names
+            .write()
+            .insert(identity.name.clone(), cell.clone());
+        self.count(&identity.pool, published.snapshot.status, 1);
+    }
+
+    /// Adds a host whose enrolment is durable. The caller wrote its first record.
+    pub fn enrol(&self, host: Host, effects: &Effects) -> Arc<Cell> {
+        let cell = Arc::new(Cell::new(host, 0));
+        self.insert(&cell);
+        let mut locked = cell.lock();
+        self.publish(&cell, &mut locked, effects, &self.now());
+        drop(locked);
+        cell
+    }
+
+    /// Takes a host out: its cell is dead from here on. The caller made it durable.
+    pub fn remove(&self, cell: &Arc<Cell>) {
+        let published = cell.published();
+        let identity = published.snapshot.facts.identity.clone();
+        cell.end_session(SessionEnd::Removed);
+        let _locked = cell.lock();
+        cell.retire();
+        self.by_id.pin().remove(&identity.id);
+        {
+            let by_name = self.by_name.pin();
+            if by_name
+                .get(&identity.name)
+                .is_some_and(|found| Arc::ptr_eq(found, cell))
+            {
+                by_name.remove(&identity.name);
+                self.names.write().remove(&identity.name);
+            }
+        }
+        self.wheel.lock().disarm(identity.id);
+        self.count(&identity.pool, published.snapshot.status, -1);
+        self.log.append(
+            identity.pool,
+            What::Removed {
+                name: identity.name,
+                id: identity.id,
+            },
+        );
+    }
+
+    /// The cell of a host.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<Cell>> {
+        self.by_name.pin().get(name).cloned()
+    }
+
+    /// How many hosts there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.names.read().len()
+    }
+
+    /// There are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Cells in the order of their names, after `after`; at most `limit` that `wanted` takes.
+    #[must_use]
+    pub fn page(
+        &self,
+        after: Option<&HostName>,
+        limit: usize,
+        wanted: impl Fn(&Published) -> bool,
+    ) -> Vec<Arc<Cell>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.names
+            .read()
+            .range::<HostName, _>((from, Bound::Unbounded))
+            .map(|(_, cell)| cell)
+            .filter(|cell| wanted(&cell.published()))
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    /// The judged instant.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        let real = clock::now();
+        Now {
+            mono: self.clock.load().read(real.mono),
+            wall: real.wall,
+        }
+    }
+
+    fn window_end(&self) -> Option<Mono> {
+        match self.window_ends.load(Ordering::Acquire) {
+            0 => None,
+            nanos => Some(Mono::from_origin(Duration::from_nanos(nanos))),
+        }
+    }
+
+    fn set_window(&self, window: Option<RestartWindow>) {
+        let mut guard = self.window.lock();
+        *guard = window;
+        self.publish_window(window);
+    }
+
+    /// Called under the window's lock.
+    fn publish_window(&self, window: Option<RestartWindow>) {
+        let nanos = window.map_or(0, |window| window.ends().since_origin().as_nanos());
+        self.window_ends
+            .store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    fn context(&self, now: Now) -> Context<'_> {
+        Context {
+            now,
+            policy: &self.policy,
+            window_ends: self.window_end(),
+            broker_late: false,
+        }
+    }
+
+    /// The policy of a pool.
+    #[must_use]
+    pub fn policy(&self, _pool: &PoolName) -> Arc<PoolPolicy> {
+        self.policy.clone()
+    }
+
+    /// Pace of sessions.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// Id of this broker.
+    #[must_use]
+    pub fn broker_id(&self) -> &str {
+        &self.broker_id
+    }
+
+    /// Number of this broker's start.
+    #[must_use]
+    pub fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
+
+    /// The log that watchers read.
+    #[must_use]
+    pub fn log(&self) -> &ChangeLog {
+        &self.log
+    }
+
+    /// Where the ticker is.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// The epoch of a new session.
+    #[must_use]
+    pub fn next_epoch(&self) -> Epoch {
+        let counter = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+        // Four thousand million sessions in one life of the process are out of reach.
+        Epoch::new(self.incarnation, u32::try_from(counter).unwrap_or(u32::MAX))
+    }
+
+    /// Takes a word for a host in: decides, publishes, tells watchers, queues what must be stored.
+    pub fn apply(&self, cell: &Arc<Cell>, event: Event) -> Outcome {
+        let mut locked = cell.lock();
+        let now = self.now();
+        let was_unverified = locked.told().confidence == muster_core::model::Confidence::Unverified;
+        let effects = locked.handle(event, &self.context(now));
+        let ticket = self.publish(cell, &mut locked, &effects, &now);
+        let heard =
+            was_unverified && locked.told().confidence == muster_core::model::Confidence::Confirmed;
+        drop(locked);
+        if heard && let Some(window) = self.window.lock().as_mut() {
+            window.handle_arrival(now.mono);
+        }
+        if let Some(epoch) = effects.close {
+            cell.close(epoch, SessionEnd::LeaseOver);
+        }
+        Outcome { effects, ticket }
+    }
+
+    /// Everything that follows a step, under the cell's lock.
+    fn publish(
+        &self,
+        cell: &Arc<Cell>,
+        host: &mut Host,
+        effects: &Effects,
+        now: &Now,
+    ) -> Option<Ticket> {
+        if cell.is_retired() {
+            return None;
+        }
+        let context = self.context(*now);
+        let identity = host.facts().identity.clone();
+        let before = cell.published().snapshot.status;
+        let snapshot = host.snapshot();
+        let revision = if effects.tell {
+            let verdict = host::verdict(&snapshot, &context, self.asked(Intent::New));
+            self.log
+                .append(identity.pool.clone(), What::Changed(Box::new(verdict)))
+        } else {
+            cell.published().revision
+        };
+        if snapshot.status != before {
+            self.count(&identity.pool, before, -1);
+            self.count(&identity.pool, snapshot.status, 1);
+        }
+        cell.publish(snapshot, revision);
+        if let Some(at) = effects.next_deadline {
+            self.wheel.lock().arm(identity.id, at);
+        }
+        if let Some(transition) = &effects.transition {
+            self.metrics.transitions.inc();
+            tracing::info!(
+                host.name = %identity.name,
+                host.status = transition.to.as_str(),
+                host.status_before = transition.from.map_or("none", Status::as_str),
+                host.connectable_new = transition.connectable_new,
+                host.reasons = %reason_codes(transition),
+                trigger = transition.trigger,
+                "host changed"
+            );
+        }
+        let writes = self.writes(host, effects, &context);
+        (!writes.is_empty()).then(|| self.queue.put(writes))
+    }
+
+    /// What of a step must be stored.
+    #[must_use]
+    pub fn writes(
+        &self,
+        host: &Host,
+        effects: &Effects,
+        context: &Context<'_>,
+    ) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let id = host.facts().identity.id;
+        let mut writes = Vec::new();
+        if effects.persist {
+            let record = HostRecord::of(host, context, false);
+            writes.push((keys::host(id), Some(encode(&record))));
+        }
+        if let Some(transition) = &effects.transition {
+            let sequence = transition.sequence;
+            writes.push((keys::journal_entry(id, sequence), Some(encode(transition))));
+            if let Some(old) = sequence.checked_sub(JOURNAL_MAX) {
+                writes.push((keys::journal_entry(id, old), None));
+            }
+        }
+        if effects.persist_admin {
+            writes.push((keys::admin(id), Some(encode(&*host.facts().admin))));
+        }
+        writes
+    }
+
+    /// The writer's queue.
+    #[must_use]
+    pub fn queue(&self) -> &WriteQueue {
+        &self.queue
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The judgement's surroundings at `now`, for whoever builds a host outside of its cell.
+    #[must_use]
+    pub fn context_at(&self, now: Now) -> Context<'_> {
+        self.context(now)
+    }
+
+    fn asked(&self, intent: Intent) -> Asked<'_> {
+        let number = self.verdicts.fetch_add(1, Ordering::Relaxed);
+        Asked {
+            intent,
+            observed_by: &self.broker_id,
+            verdict_id: format!("{}-{number}", self.incarnation),
+        }
+    }
+
+    /// The answer about a host, for this very instant.
+    ///
+    /// # Errors
+    /// [`Stalled`] if the broker's own tick is late by more than a lease.
+    pub fn verdict(&self, cell: &Cell, intent: Intent) -> Result<Verdict, Stalled> {
+        let (context, published) = self.question(cell)?;
+        self.metrics.verdicts.inc();
+        Ok(host::verdict(
+            &published.snapshot,
+            &context,
+            self.asked(intent),
+        ))
+    }
+
+    /// The published facts of a host with the surroundings to judge them in.
+    ///
+    /// # Errors
+    /// As [`Registry::verdict`].
+    pub fn question(&self, cell: &Cell) -> Result<(Context<'_>, Arc<Published>), Stalled> {
+        let real = clock::now();
+        let judged = self.clock.load();
+        let broker_late = match judged.lateness(real.mono, self.pace.terms.lease) {
+            Lateness::OnTime => false,
+            Lateness::Late => true,
+            Lateness::Stalled => return Err(Stalled),
+        };
+        let now = Now {
+            mono: judged.read(real.mono),
+            wall: real.wall,
+        };
+        let context = Context {
+            broker_late,
+            ..self.context(now)
+        };
+        Ok((context, cell.published()))
+    }
+
+    /// Queues the record of every host, with what is left of suspect hosts' leases: at a clean
+    /// stop, and at no other time.
+    pub fn write_all(&self) -> Option<Ticket> {
+        let now = self.now();
+        let mut ticket = None;
+        let cells: Vec<Arc<Cell>> = self.names.read().values().cloned().collect();
+        for cell in cells {
+            let host = cell.lock();
+            let record = HostRecord::of(&host, &self.context(now), true);
+            let key = keys::host(host.facts().identity.id);
+            ticket = Some(self.queue.put([(key, Some(encode(&record)))]));
+        }
+        ticket
+    }
+
+    fn count(&self, pool: &PoolName, status: Status, by: i64) {
+        let mut counts = self.counts.lock();
+        let count = counts.entry((pool.clone(), status)).or_default();
+        *count += by;
+        let label = crate::metrics::PoolStatus {
+            pool: pool.to_string(),
+            status: status.as_str().to_owned(),
+        };
+        self.metrics.hosts.get_or_create(&label).set(*count);
+    }
+}
+
+fn reason_codes(transition: &muster_core::model::Transition) -> String {
+    let codes: Vec<&str> = transition.reasons.iter().map(|r| r.code.as_str()).collect();
+    codes.join(",")
+}

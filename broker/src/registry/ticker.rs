@@ -1,0 +1,142 @@
+//! The tick: advances judged time, lets deadlines come up, ends the restart window.
+//!
+//! Answers do not wait for it: they are computed for the instant of the question. The tick only
+//! decides when watchers are told what time alone has changed.
+
+use std::{convert::Infallible, sync::Arc};
+
+use jiff::Timestamp;
+use muster_core::{
+    fleet::{RestartWindow, TICK},
+    host::{Event, Link},
+    model::Mono,
+};
+use muster_runtime::{clock, shutdown::Shutdown};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Registry;
+
+/// Hosts that come up in one go before others may run: about a millisecond of work.
+const DUE_AT_ONCE: usize = 500;
+
+/// Up to when everything that was due has been told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The instant.
+    pub as_of: Timestamp,
+    /// The latest revision at that instant.
+    pub revision: u64,
+}
+
+/// Ticks until shutdown. `handshakes` tells how many TLS handshakes are under way.
+///
+/// # Errors
+/// Never.
+pub async fn run_ticker(
+    registry: Arc<Registry>,
+    handshakes: impl Fn() -> usize,
+    shutdown: Shutdown,
+) -> Result<(), Infallible> {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = clock::boot();
+    loop {
+        tokio::select! {
+            () = shutdown.requested() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        let boot = clock::boot();
+        let late = boot.since(last).saturating_sub(TICK);
+        registry.metrics().tick_late_seconds.set(late.as_secs_f64());
+        last = boot;
+        let stalled = registry.advance(boot);
+        if stalled {
+            tracing::warn!(
+                late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
+                "the broker was stopped for a while; hosts are answered as last known"
+            );
+            registry.restart_window();
+        }
+        registry.poll_window(handshakes() > 0);
+        loop {
+            let as_of = registry.now();
+            let due = registry.due(as_of.mono, DUE_AT_ONCE);
+            let more = due == DUE_AT_ONCE;
+            if !more {
+                let revision = registry.log().latest();
+                registry.progress.send_replace(Progress {
+                    as_of: as_of.wall,
+                    revision,
+                });
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Registry {
+    /// Advances judged time; true if the broker was stopped for so long that it counts as
+    /// restarted.
+    fn advance(&self, boot: Mono) -> bool {
+        let mut clock = **self.clock.load();
+        let tick = clock.tick(boot);
+        self.clock.store(Arc::new(clock));
+        tick.stalled
+    }
+
+    /// Lets hosts whose deadline has come judge themselves anew; says how many.
+    fn due(&self, now: Mono, limit: usize) -> usize {
+        let due = self.wheel.lock().due(now, limit);
+        let count = due.len();
+        for id in due {
+            let cell = self.by_id.pin().get(&id).cloned();
+            if let Some(cell) = cell {
+                self.apply(&cell, Event::Deadline);
+            }
+        }
+        count
+    }
+
+    /// Nothing is known of the present: every host is answered as last known until it speaks.
+    fn restart_window(&self) {
+        let pace = self.pace();
+        let window = RestartWindow::open(self.now().mono, pace.terms.lease, pace.reconnect_window);
+        self.set_window(Some(window));
+        for cell in self.page(None, usize::MAX, |_| true) {
+            self.apply(&cell, Event::BrokerStalled);
+        }
+    }
+
+    fn poll_window(&self, handshakes_queue: bool) {
+        let unverified = if self.window_end().is_some() {
+            self.page(None, usize::MAX, |published| {
+                matches!(published.snapshot.facts.link, Link::Loaded { .. })
+            })
+            .len()
+        } else {
+            0
+        };
+        self.metrics()
+            .unverified
+            .set(i64::try_from(unverified).unwrap_or(i64::MAX));
+        let now = self.now().mono;
+        let mut guard = self.window.lock();
+        let Some(window) = guard.as_mut() else { return };
+        if now < window.poll_end(now, handshakes_queue) {
+            self.publish_window(*guard);
+            return;
+        }
+        if unverified > 0 {
+            tracing::warn!(
+                hosts = unverified,
+                "the restart window ends; some are not back"
+            );
+        } else {
+            tracing::info!("the restart window ends; every host is back");
+        }
+        // Whoever is left was armed for this instant and comes up in the wheel.
+        *guard = None;
+        self.publish_window(None);
+    }
+}

@@ -1,0 +1,503 @@
+//! The broker's life: start, serve, stop.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use muster_core::model::{HostName, TrustDomain};
+use muster_proto::v1;
+use muster_runtime::{
+    accept::{self, AcceptOptions, BindError, TlsIncoming, UnixIncoming},
+    clock, files,
+    identity::LocalIdentity,
+    shutdown::Shutdown,
+    supervisor::{Supervisor, SupervisorError, TaskKind},
+    tls::{ServerTls, TlsError, TlsVersions},
+};
+use serde::Serialize;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+
+use crate::{
+    ca::{BROKER_LIFETIME, Ca, CaError},
+    config::Config,
+    metrics::Metrics,
+    registry::{BrokerName, Registry, SessionEnd, run_ticker},
+    services::{AgentEdge, ConnectionEdge, EnrollmentEdge, FleetEdge, access::AccessLayer},
+    store::{
+        Applied, Batch, BrokerRecord, EmbeddedStore, Store, StoreError, WriteQueue, decode, encode,
+        keys,
+    },
+    web,
+};
+
+/// From the request to stop until the process ends: what is on its way is written and told.
+const GRACE: Duration = Duration::from_secs(4);
+/// Of that, for the disk.
+const GRACE_FOR_STORE: Duration = Duration::from_secs(2);
+/// Streams of one connection: an agent has one, a gateway some dozens.
+const STREAMS_MAX: u32 = 256;
+/// Header list of one request.
+const HEADERS_MAX_BYTES: u32 = 16 * 1024;
+/// A front end's or operator's message: a batch of a thousand names.
+const REQUEST_MAX_BYTES: usize = 1024 * 1024;
+/// A joining host's message: a token, a name and a request of 8 KiB.
+const ENROLMENT_MAX_BYTES: usize = 16 * 1024;
+
+/// Why the broker does not start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A file or folder.
+    #[error("the data folder {} cannot be used", path.display())]
+    DataFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: files::FileError,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The certificate authority.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// TLS.
+    #[error("the broker's certificate cannot be used")]
+    Tls(#[from] TlsError),
+    /// A listener.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A thread, a listener's address.
+    #[error("the operating system refused")]
+    Io(#[from] io::Error),
+    /// Reflection.
+    #[error("the contract cannot be served")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A task failed.
+    #[error(transparent)]
+    Task(#[from] SupervisorError),
+}
+
+/// Where a started broker is reached; also written to `endpoints.json` in the data folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Endpoints {
+    /// gRPC over TLS.
+    pub grpc: SocketAddr,
+    /// Metrics and health.
+    pub http: SocketAddr,
+    /// The operators' socket.
+    pub operator_socket: PathBuf,
+    /// Pin of the fleet's CA.
+    pub ca_pin: String,
+}
+
+/// A broker that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it is reached.
+    pub endpoints: Endpoints,
+    supervisor: Supervisor,
+    registry: Arc<Registry>,
+    writer: JoinHandle<()>,
+    health: HealthReporter,
+    shutdown: Shutdown,
+    /// Ends the servers, after what is on its way has been told.
+    cut: Shutdown,
+}
+
+/// Runs a broker until `shutdown`.
+///
+/// # Errors
+/// If it cannot start, or a part of it fails.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), ServeError> {
+    start(config, shutdown).await?.join().await
+}
+
+/// Starts a broker; it serves when this returns.
+///
+/// # Errors
+/// If it cannot start: nothing is left running.
+pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeError> {
+    let data = &config.data_dir;
+    files::create_private_directory(data).map_err(|source| ServeError::DataFolder {
+        path: data.clone(),
+        source,
+    })?;
+    // Ports first: a second broker must not touch the store of the first.
+    let grpc = accept::bind_tcp(config.listen.grpc)?;
+    let http = accept::bind_tcp(config.listen.http)?;
+    accept::raise_open_files();
+    let kept = Kept::open(&config)?;
+    let pace = config.pace();
+    let names = server_names(&config, grpc.local_addr()?);
+    let renewal = Renewal {
+        ca: kept.ca.clone(),
+        name: broker_name(&kept.record),
+        names,
+    };
+    let tls = Arc::new(ServerTls::new(
+        &renewal.identity()?,
+        TlsVersions::default(),
+    )?);
+    let options = AcceptOptions {
+        user_timeout: pace.terms.lease,
+        ..AcceptOptions::default()
+    };
+    let endpoints = Endpoints {
+        grpc: grpc.local_addr()?,
+        http: http.local_addr()?,
+        operator_socket: config.operator_socket.clone(),
+        ca_pin: kept.ca.pin().to_string(),
+    };
+    let incoming = accept::serve_tls(grpc, tls.clone(), options);
+    let group = Some(config.operator_group.as_str()).filter(|group| !group.is_empty());
+    let local = accept::serve_unix(&config.operator_socket, 0o660, group, options)?;
+
+    let cut = Shutdown::new();
+    let advertised = advertised(&config, endpoints.grpc, &renewal.names);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let services = kept.services(advertised, &cut, health_service)?;
+    let registry = kept.registry;
+    let supervisor = Supervisor::new(shutdown.clone());
+    let critical = TaskKind::Critical;
+    let counters = incoming.counters();
+    let waiting = move || counters.handshaking() + counters.waiting();
+    supervisor.spawn(
+        "ticker",
+        critical,
+        run_ticker(registry.clone(), waiting, shutdown.clone()),
+    );
+    supervisor.spawn(
+        "grpc",
+        critical,
+        serve_tls(services.clone(), incoming, cut.clone()),
+    );
+    supervisor.spawn(
+        "operators",
+        critical,
+        serve_unix(services, local, cut.clone()),
+    );
+    supervisor.spawn(
+        "http",
+        critical,
+        web::serve(http, registry.clone(), shutdown.clone()),
+    );
+    supervisor.spawn("certificate", critical, renewal.run(tls, shutdown.clone()));
+
+    announce(data, &endpoints, &kept.record, registry.len())?;
+    let writer = kept.writer;
+    Ok(Running {
+        endpoints,
+        supervisor,
+        registry,
+        writer,
+        health,
+        shutdown,
+        cut,
+    })
+}
+
+/// What outlives the process, loaded.
+struct Kept {
+    store: Arc<dyn Store>,
+    record: BrokerRecord,
+    ca: Arc<Ca>,
+    registry: Arc<Registry>,
+    writer: JoinHandle<()>,
+}
+
+impl Kept {
+    fn open(config: &Config) -> Result<Self, ServeError> {
+        let (store, record) = open_store(&config.data_dir)?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let ca = Arc::new(open_ca(&config.data_dir, &record.trust_domain)?);
+        let metrics = Metrics::new();
+        let (queue, writer) = WriteQueue::start(store.clone(), metrics.clone())?;
+        let who = BrokerName {
+            broker_id: record.broker_id.clone(),
+            incarnation: record.incarnation,
+        };
+        let registry = Registry::load(store.as_ref(), queue, metrics, who, config.pace())?;
+        Ok(Self {
+            store,
+            record,
+            ca,
+            registry,
+            writer,
+        })
+    }
+
+    fn services<H>(
+        &self,
+        advertised: Vec<String>,
+        cut: &Shutdown,
+        health: tonic_health::pb::health_server::HealthServer<H>,
+    ) -> Result<Router, ServeError>
+    where
+        H: tonic_health::pb::health_server::Health,
+    {
+        let Self {
+            store,
+            ca,
+            registry,
+            record,
+            ..
+        } = self;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(muster_proto::DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let agent = AgentEdge::new(registry.clone(), record.trust_domain.as_str().into());
+        let enrollment = EnrollmentEdge::new(registry.clone(), store.clone(), ca.clone());
+        let connection = ConnectionEdge::new(registry.clone(), cut.clone());
+        let fleet = FleetEdge::new(
+            registry.clone(),
+            store.clone(),
+            ca.clone(),
+            advertised.into(),
+        );
+        let agent = v1::agent_service_server::AgentServiceServer::new(agent)
+            .max_decoding_message_size(crate::services::MESSAGE_MAX_BYTES);
+        let enrollment = v1::enrollment_service_server::EnrollmentServiceServer::new(enrollment)
+            .max_decoding_message_size(ENROLMENT_MAX_BYTES);
+        let connection = v1::connection_service_server::ConnectionServiceServer::new(connection)
+            .max_decoding_message_size(REQUEST_MAX_BYTES);
+        let fleet = v1::fleet_service_server::FleetServiceServer::new(fleet)
+            .max_decoding_message_size(REQUEST_MAX_BYTES);
+        Ok(Server::builder()
+            .max_concurrent_streams(STREAMS_MAX)
+            .http2_max_header_list_size(HEADERS_MAX_BYTES)
+            .layer(AccessLayer::new(registry.metrics().clone()))
+            .add_service(agent)
+            .add_service(enrollment)
+            .add_service(connection)
+            .add_service(fleet)
+            .add_service(health)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?))
+    }
+}
+
+impl Running {
+    /// Waits for the request to stop, then stops: turns not-serving, writes what it knows, ends
+    /// sessions and watches, and joins every task.
+    ///
+    /// # Errors
+    /// If a task failed or had to be aborted.
+    pub async fn join(self) -> Result<(), ServeError> {
+        self.shutdown.requested().await;
+        tracing::info!("the broker stops");
+        self.health
+            .set_service_status("", tonic_health::ServingStatus::NotServing)
+            .await;
+        // Before streams are cut: what is left of a lease then would be of our own making.
+        if let Some(ticket) = self.registry.write_all() {
+            let durable = self.registry.queue().durable(ticket);
+            if tokio::time::timeout(GRACE_FOR_STORE, durable)
+                .await
+                .is_err()
+            {
+                tracing::error!("the store did not take the last records in time");
+            }
+        }
+        for cell in self.registry.page(None, usize::MAX, |_| true) {
+            cell.end_session(SessionEnd::Stopping);
+        }
+        self.cut.request();
+        let ended = self.supervisor.join(GRACE).await;
+        self.registry.queue().stop();
+        let writer = self.writer;
+        let joined = tokio::task::spawn_blocking(move || writer.join());
+        if !matches!(
+            tokio::time::timeout(GRACE_FOR_STORE, joined).await,
+            Ok(Ok(Ok(())))
+        ) {
+            tracing::error!("the store's writer did not end in time");
+        }
+        tracing::info!("the broker has stopped");
+        Ok(ended?)
+    }
+}
+
+type Router = tonic::transport::server::Router<
+    tower::layer::util::Stack<AccessLayer, tower::layer::util::Identity>,
+>;
+
+async fn serve_tls(
+    services: Router,
+    incoming: TlsIncoming,
+    cut: Shutdown,
+) -> Result<(), tonic::transport::Error> {
+    services
+        .serve_with_incoming_shutdown(incoming, cut.requested())
+        .await
+}
+
+async fn serve_unix(
+    services: Router,
+    incoming: UnixIncoming,
+    cut: Shutdown,
+) -> Result<(), tonic::transport::Error> {
+    services
+        .serve_with_incoming_shutdown(incoming, cut.requested())
+        .await
+}
+
+/// Renews the broker's own certificate long before it ends; live sessions stay.
+struct Renewal {
+    ca: Arc<Ca>,
+    name: HostName,
+    names: Vec<String>,
+}
+
+impl Renewal {
+    fn identity(&self) -> Result<LocalIdentity, CaError> {
+        self.ca
+            .broker_identity(&self.name, &self.names, clock::now().wall)
+    }
+
+    async fn run(self, tls: Arc<ServerTls>, shutdown: Shutdown) -> Result<(), ServeError> {
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => return Ok(()),
+                () = tokio::time::sleep(BROKER_LIFETIME / 7) => {}
+            }
+            tls.replace(&self.identity()?, TlsVersions::default())?;
+            tracing::info!("the broker's certificate was renewed");
+        }
+    }
+}
+
+/// Opens the store, or makes it at the very first start, and counts this start.
+fn open_store(data: &Path) -> Result<(EmbeddedStore, BrokerRecord), ServeError> {
+    let (path, root) = (data.join("store.redb"), data.join("ca.pem"));
+    let first = !path.exists();
+    if first && root.exists() {
+        return Err(StoreError::Missing { path, beside: root }.into());
+    }
+    let store = if first {
+        EmbeddedStore::create(&path)?
+    } else {
+        EmbeddedStore::open(&path)?
+    };
+    let before = store.get(keys::BROKER)?;
+    let record = match &before {
+        Some(bytes) => {
+            let record: BrokerRecord = decode(keys::BROKER, bytes)?;
+            BrokerRecord {
+                incarnation: record.incarnation.saturating_add(1),
+                ..record
+            }
+        }
+        None => BrokerRecord {
+            trust_domain: TrustDomain::from_random(rand::random()),
+            broker_id: format!("broker-{:08x}", rand::random::<u32>()),
+            incarnation: 1,
+            created_at: clock::now().wall,
+        },
+    };
+    let batch = Batch {
+        require: vec![(keys::BROKER.to_vec(), before)],
+        write: vec![(keys::BROKER.to_vec(), Some(encode(&record)))],
+    };
+    if store.commit(&[batch])? != [Applied::Yes] {
+        return Err(StoreError::InUse { path }.into());
+    }
+    Ok((store, record))
+}
+
+/// Reads the CA; makes it at the very first start, when neither of its files is there.
+fn open_ca(data: &Path, trust_domain: &TrustDomain) -> Result<Ca, CaError> {
+    if data.join("ca.key").exists() {
+        return Ca::load(data, trust_domain);
+    }
+    if data.join("ca.pem").exists() && has_hosts(data) {
+        // The key was lost. A new CA would be another fleet: say so instead.
+        return Ca::load(data, trust_domain);
+    }
+    Ca::create(data, trust_domain, clock::now().wall)
+}
+
+/// `endpoints.json` is written once a broker has served: its CA was in use.
+fn has_hosts(data: &Path) -> bool {
+    data.join("endpoints.json").exists()
+}
+
+fn broker_name(record: &BrokerRecord) -> HostName {
+    HostName::new(&record.broker_id).unwrap_or_else(|_| {
+        HostName::new("broker").expect("a word of lower-case letters is a name")
+    })
+}
+
+/// What clients may call the broker, for those that check names.
+fn server_names(config: &Config, grpc: SocketAddr) -> Vec<String> {
+    let mut names = config.tls.names.clone();
+    let own = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .to_lowercase();
+    names.extend([
+        own,
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ]);
+    if !grpc.ip().is_unspecified() {
+        names.push(grpc.ip().to_string());
+    }
+    names.retain(|name| !name.is_empty());
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Where joining hosts are sent.
+fn advertised(config: &Config, grpc: SocketAddr, names: &[String]) -> Vec<String> {
+    let port = grpc.port();
+    if let Some(name) = config.tls.names.first() {
+        return vec![format!("{name}:{port}")];
+    }
+    if !grpc.ip().is_unspecified() {
+        return vec![grpc.to_string()];
+    }
+    let loopback = ["localhost", "127.0.0.1", "::1"];
+    let own = names.iter().find(|name| !loopback.contains(&name.as_str()));
+    vec![format!(
+        "{}:{port}",
+        own.map_or("localhost", String::as_str)
+    )]
+}
+
+/// Says where the broker is reached: in `endpoints.json`, which also shows that it has served, and
+/// in the log.
+fn announce(
+    data: &Path,
+    endpoints: &Endpoints,
+    record: &BrokerRecord,
+    hosts: usize,
+) -> Result<(), ServeError> {
+    let text = serde_json::to_vec_pretty(endpoints).map_err(io::Error::other)?;
+    files::write_atomic(&data.join("endpoints.json"), &text, files::PUBLIC_MODE).map_err(
+        |source| ServeError::DataFolder {
+            path: data.to_owned(),
+            source,
+        },
+    )?;
+    tracing::info!(
+        grpc = %endpoints.grpc,
+        http = %endpoints.http,
+        operator_socket = %endpoints.operator_socket.display(),
+        trust_domain = %record.trust_domain,
+        incarnation = record.incarnation,
+        hosts,
+        "the broker serves"
+    );
+    Ok(())
+}

@@ -1,0 +1,442 @@
+//! AgentService: one session per agent.
+//!
+//! A session is a stream that tonic polls: it has no task and no channel of its own, and what it
+//! holds ends with it. Its end, however it comes, is a word of its own (`StreamEnded`).
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream, stream::FuturesUnordered,
+};
+use muster_core::{
+    agent::HostPolicy,
+    host::{Effects, Event, Hello},
+    model::{Epoch, PoolPolicy, Role},
+};
+use muster_proto::{border, v1};
+use muster_runtime::refusal::{self, Refusal};
+use tokio::{sync::oneshot, time::Sleep};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{access::Caller, refuse};
+use crate::{
+    registry::{Cell, Outcome, Registry, SessionEnd},
+    store::Ticket,
+};
+
+/// An agent message at most: 64 checks of 4 KiB.
+pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
+/// A session that has not said Hello by then is of no use.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Words that wait for the disk. An agent sends one at a time.
+const ACKS_MAX: usize = 32;
+/// Live sessions: ten times the fleet that was measured on one broker.
+const SESSIONS_MAX: usize = 30_000;
+/// First try to reconnect is at random within this time, for each 1,000 hosts a second more.
+const RECONNECT_SPREAD: Duration = Duration::from_secs(1);
+const RECONNECT_SPREAD_MAX: Duration = Duration::from_secs(30);
+/// Cap of the agents' backoff.
+const RECONNECT_CAP: Duration = Duration::from_secs(15);
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct AgentEdge {
+    registry: Arc<Registry>,
+    trust_domain: Arc<str>,
+    sessions: Arc<AtomicUsize>,
+}
+
+impl AgentEdge {
+    /// A service for `registry`.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, trust_domain: Arc<str>) -> Self {
+        Self {
+            registry,
+            trust_domain,
+            sessions: Arc::default(),
+        }
+    }
+
+    /// The host that the certificate speaks for, as enrolled today.
+    fn host_of(&self, caller: &Caller) -> Result<Arc<Cell>, Refusal> {
+        let identity = caller
+            .identity
+            .as_ref()
+            .filter(|identity| identity.role == Role::Host)
+            .ok_or_else(|| Refusal::new(refusal::ROLE_NOT_ALLOWED, "not a host's certificate"))?;
+        let name = &identity.name;
+        let cell = self.registry.get(name.as_str()).ok_or_else(|| {
+            let message = format!("no host {name} is enrolled here; enrol it with a new token");
+            Refusal::new(refusal::HOST_UNKNOWN, message).with("host", name.as_str())
+        })?;
+        let enrolled = cell.published().snapshot.facts.identity.id;
+        if identity.host_id != Some(enrolled) {
+            let message = format!("host {name} was enrolled anew; this certificate is of no use");
+            return Err(Refusal::new(refusal::HOST_SUPERSEDED, message).with("host", name.as_str()));
+        }
+        Ok(cell)
+    }
+}
+
+type Outbound = Pin<Box<dyn Stream<Item = Result<v1::BrokerMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl v1::agent_service_server::AgentService for AgentEdge {
+    type SessionStream = Outbound;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Outbound>, Status> {
+        let caller = Caller::of(&request)?;
+        let cell = self.host_of(&caller).map_err(|refusal| {
+            tracing::warn!(
+                peer = %caller.name,
+                peer.address = caller.address.map(tracing::field::display),
+                reason = %refusal.reason,
+                "session refused"
+            );
+            refuse(&self.registry, refusal)
+        })?;
+        if self.sessions.fetch_add(1, Ordering::Relaxed) >= SESSIONS_MAX {
+            self.sessions.fetch_sub(1, Ordering::Relaxed);
+            let message = format!("this broker holds {SESSIONS_MAX} sessions, and takes no more");
+            let refusal = Refusal::new(refusal::BROKER_BUSY, message);
+            return Err(refuse(
+                &self.registry,
+                refusal.retry_after(Duration::from_secs(30)),
+            ));
+        }
+        self.registry.metrics().sessions.inc();
+        let session = Session {
+            edge: self.clone(),
+            cell,
+            address: caller.address,
+            inbound: Some(request.into_inner()),
+            epoch: None,
+            end: None,
+            hello_by: Some(Box::pin(tokio::time::sleep(HELLO_WITHIN))),
+            outbox: VecDeque::new(),
+            acks: FuturesUnordered::new(),
+        };
+        let outbound = stream::unfold(session, |mut session| async move {
+            session.next().await.map(|item| (item, session))
+        });
+        Ok(Response::new(outbound.boxed()))
+    }
+}
+
+/// One agent's live session.
+struct Session {
+    edge: AgentEdge,
+    cell: Arc<Cell>,
+    address: Option<SocketAddr>,
+    /// None once the session is over.
+    inbound: Option<Streaming<v1::AgentMessage>>,
+    /// Set by Hello.
+    epoch: Option<Epoch>,
+    end: Option<oneshot::Receiver<SessionEnd>>,
+    /// Until Hello.
+    hello_by: Option<Pin<Box<Sleep>>>,
+    outbox: VecDeque<v1::BrokerMessage>,
+    /// Acknowledgements that wait for the disk.
+    acks: FuturesUnordered<BoxFuture<'static, v1::BrokerMessage>>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.edge.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.edge.registry.metrics().sessions.dec();
+        if let Some(epoch) = self.epoch {
+            self.edge
+                .registry
+                .apply(&self.cell, Event::StreamEnded(epoch));
+        }
+    }
+}
+
+enum Turn {
+    Heard(Result<Option<v1::AgentMessage>, Status>),
+    Durable(v1::BrokerMessage),
+    Ended(SessionEnd),
+    NoHello,
+}
+
+impl Session {
+    /// The next word to the agent; none when the session is over.
+    async fn next(&mut self) -> Option<Result<v1::BrokerMessage, Status>> {
+        loop {
+            if let Some(message) = self.outbox.pop_front() {
+                return Some(Ok(message));
+            }
+            let turn = self.turn().await?;
+            if let Err(status) = self.handle(turn) {
+                self.inbound = None;
+                return Some(Err(status));
+            }
+        }
+    }
+
+    /// Waits for whatever comes first; none when the session is over.
+    async fn turn(&mut self) -> Option<Turn> {
+        let inbound = self.inbound.as_mut()?;
+        let ended = async {
+            match &mut self.end {
+                Some(end) => end.await.ok(),
+                None => None,
+            }
+        };
+        let late = async {
+            match &mut self.hello_by {
+                Some(by) => by.await,
+                None => std::future::pending().await,
+            }
+        };
+        Some(tokio::select! {
+            biased;
+            Some(end) = ended => Turn::Ended(end),
+            Some(ack) = self.acks.next() => Turn::Durable(ack),
+            message = inbound.message() => Turn::Heard(message),
+            () = late => Turn::NoHello,
+        })
+    }
+
+    fn handle(&mut self, turn: Turn) -> Result<(), Status> {
+        let registry = &self.edge.registry;
+        match turn {
+            Turn::Durable(ack) => self.outbox.push_back(ack),
+            Turn::Ended(end) => return Err(refuse(registry, ending(end))),
+            Turn::NoHello => {
+                let message = format!("no Hello within {} s", HELLO_WITHIN.as_secs());
+                return Err(refuse(
+                    registry,
+                    Refusal::new(refusal::HELLO_TIMED_OUT, message),
+                ));
+            }
+            // The peer is gone, or went without a goodbye: a loss, whichever it was.
+            Turn::Heard(Ok(None)) => self.inbound = None,
+            Turn::Heard(Err(status)) => {
+                if matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) {
+                    let message =
+                        format!("a message of an agent has at most {MESSAGE_MAX_BYTES} bytes");
+                    let refusal = Refusal::new(refusal::MESSAGE_TOO_LARGE, message);
+                    return Err(refuse(registry, refusal));
+                }
+                self.inbound = None;
+            }
+            Turn::Heard(Ok(Some(message))) => {
+                self.hear(message).map_err(|refusal| {
+                    tracing::warn!(
+                        host.name = %self.cell.published().snapshot.facts.identity.name,
+                        reason = %refusal.reason,
+                        detail = %refusal.message,
+                        "session ended by a bad word"
+                    );
+                    refuse(&self.edge.registry, refusal)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, message: v1::AgentMessage) -> Result<(), Refusal> {
+        use v1::agent_message::Body;
+        let body = message.body.ok_or_else(|| {
+            // A kind of message that this broker does not know decodes to nothing.
+            Refusal::new(
+                refusal::MESSAGE_INVALID,
+                "a message without a body that is known here",
+            )
+        })?;
+        match (self.epoch, body) {
+            (None, Body::Hello(hello)) => self.hello(hello),
+            (None, _) => Err(Refusal::new(
+                refusal::HELLO_EXPECTED,
+                "the first message of a session must be Hello",
+            )),
+            (Some(_), Body::Hello(_)) => Err(Refusal::new(
+                refusal::HELLO_REPEATED,
+                "a session says Hello once",
+            )),
+            (Some(epoch), Body::Beat(beat)) => {
+                self.edge.registry.metrics().beats.inc();
+                let outcome = self.apply(Event::Beat(epoch, beat.into()));
+                self.follow(&outcome.effects);
+                Ok(())
+            }
+            (Some(epoch), Body::Report(report)) => {
+                self.edge.registry.metrics().reports.inc();
+                let sequence = report.sequence;
+                let report = report.try_into().map_err(bad_message)?;
+                let outcome = self.apply(Event::Report(epoch, report));
+                self.follow(&outcome.effects);
+                self.acknowledge(outcome.ticket, v1::ack::Of::ReportSequence(sequence))
+            }
+            (Some(epoch), Body::Leaving(leaving)) => {
+                let ticket = self
+                    .apply(Event::Leaving(epoch, border::power(leaving.power)))
+                    .ticket;
+                self.acknowledge(ticket, v1::ack::Of::LeavingId(leaving.id))
+            }
+            (Some(epoch), Body::UpgradeProgress(progress)) => {
+                let upgrade = progress.upgrade.unwrap_or_default();
+                let event = Event::Upgrade(epoch, upgrade.try_into().map_err(bad_message)?);
+                let ticket = self.apply(event).ticket;
+                self.acknowledge(ticket, v1::ack::Of::UpgradeProgressId(progress.id))
+            }
+        }
+    }
+
+    fn apply(&self, event: Event) -> Outcome {
+        self.edge.registry.apply(&self.cell, event)
+    }
+
+    fn hello(&mut self, hello: v1::Hello) -> Result<(), Refusal> {
+        let hello: Hello = hello.try_into().map_err(bad_message)?;
+        let registry = self.edge.registry.clone();
+        let epoch = registry.next_epoch();
+        let Some(end) = self.cell.adopt(epoch) else {
+            return Err(ending(SessionEnd::Replaced));
+        };
+        self.end = Some(end);
+        self.hello_by = None;
+        self.epoch = Some(epoch);
+        let pace = registry.pace();
+        let peer_address = self
+            .address
+            .map_or_else(String::new, |address| address.to_string());
+        let identity = self.cell.published().snapshot.facts.identity.clone();
+        tracing::debug!(
+            host.name = %identity.name,
+            agent.version = %hello.agent_version,
+            peer.address = %peer_address,
+            session.epoch = epoch.get(),
+            "session opened"
+        );
+        let event = Event::Opened {
+            epoch,
+            hello,
+            terms: pace.terms,
+            peer_address: peer_address.into(),
+        };
+        let outcome = self.apply(event);
+        let thousands = u32::try_from(registry.len() / 1000).unwrap_or(u32::MAX);
+        let spread = RECONNECT_SPREAD
+            .saturating_mul(1 + thousands)
+            .min(RECONNECT_SPREAD_MAX);
+        let token: [u8; 16] = rand::random();
+        self.outbox.push_back(v1::BrokerMessage {
+            body: Some(v1::broker_message::Body::Welcome(v1::Welcome {
+                cluster_id: self.edge.trust_domain.to_string(),
+                broker_id: registry.broker_id().to_owned(),
+                incarnation: u64::from(registry.incarnation()),
+                epoch: epoch.get(),
+                resume_token: token.to_vec().into(),
+                interval_ms: millis(pace.terms.interval),
+                lease_ms: millis(pace.terms.lease),
+                reconnect_spread_ms: millis(spread),
+                reconnect_cap_ms: millis(RECONNECT_CAP),
+                endpoints: Vec::new(),
+                policy: Some(host_policy(&registry.policy(&identity.pool)).into()),
+            })),
+        });
+        self.follow(&outcome.effects);
+        Ok(())
+    }
+
+    /// What the core wants of the agent.
+    fn follow(&mut self, effects: &Effects) {
+        use v1::broker_message::Body;
+        if let Some(reason) = effects.resync {
+            let resync = v1::Resync {
+                reason: reason.to_owned(),
+            };
+            self.outbox.push_back(v1::BrokerMessage {
+                body: Some(Body::Resync(resync)),
+            });
+        }
+        if effects.recheck {
+            let directive = v1::Directive {
+                id: format!("{:016x}", rand::random::<u64>()),
+                action: Some(v1::directive::Action::Recheck(v1::Recheck::default())),
+            };
+            self.outbox.push_back(v1::BrokerMessage {
+                body: Some(Body::Directive(directive)),
+            });
+        }
+    }
+
+    /// Acknowledges at once, or when what must be durable is.
+    fn acknowledge(&mut self, ticket: Option<Ticket>, of: v1::ack::Of) -> Result<(), Refusal> {
+        let ack = v1::Ack { of: Some(of) };
+        let message = v1::BrokerMessage {
+            body: Some(v1::broker_message::Body::Ack(ack)),
+        };
+        let Some(ticket) = ticket else {
+            self.outbox.push_back(message);
+            return Ok(());
+        };
+        if self.acks.len() >= ACKS_MAX {
+            let message = format!("{ACKS_MAX} words of this session wait for the broker's disk");
+            return Err(
+                Refusal::new(refusal::BROKER_BUSY, message).retry_after(Duration::from_secs(5))
+            );
+        }
+        let registry = self.edge.registry.clone();
+        self.acks.push(
+            async move {
+                registry.queue().durable(ticket).await;
+                message
+            }
+            .boxed(),
+        );
+        Ok(())
+    }
+}
+
+/// What the pool wants of the host. Where it says nothing of a check's pace, the host's own
+/// configuration stands.
+fn host_policy(policy: &PoolPolicy) -> HostPolicy {
+    HostPolicy {
+        revision: policy.revision.clone(),
+        checks: Vec::new(),
+        urls: Vec::new(),
+        expected_domain: None,
+    }
+}
+
+fn ending(end: SessionEnd) -> Refusal {
+    match end {
+        SessionEnd::Replaced => Refusal::new(
+            refusal::SESSION_REPLACED,
+            "a newer session of this host took over",
+        ),
+        SessionEnd::LeaseOver => {
+            Refusal::new(refusal::LEASE_OVER, "nothing was heard for a whole lease")
+        }
+        SessionEnd::Removed => Refusal::new(refusal::HOST_UNKNOWN, "the host was removed"),
+        SessionEnd::Banned => Refusal::new(refusal::HOST_BANNED, "an operator banned the host"),
+        SessionEnd::Stopping => Refusal::new(refusal::BROKER_STOPPING, "the broker shuts down"),
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err asks for"
+)]
+fn bad_message(error: border::BorderError) -> Refusal {
+    Refusal::new(refusal::MESSAGE_INVALID, error.to_string()).with("field", error.field.to_string())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,542 @@
+//! FleetService: what administrators see and do.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use muster_core::{
+    host::{self, Admin, DRAINS, Drain, Event, Link, Undrain},
+    model::{Intent, PoolName, Role, Transition, clean_text},
+};
+use muster_proto::{border::timestamp, v1};
+use muster_runtime::{
+    clock,
+    identity::Identity,
+    refusal::{self, Refusal},
+};
+use tokio::sync::Mutex;
+use tonic::{Request, Response, Status};
+
+use super::{
+    access::Caller,
+    connection::{after, page_size, pool_of},
+    durable, find, invalid, refuse, stalled, store_failed,
+};
+use crate::{
+    ca::{Ca, CaError, Subject},
+    registry::{Cell, Registry},
+    store::{Applied, Batch, Store, TokenRecord, decode, encode, keys},
+    token::Token,
+};
+
+/// Hosts on a page unless asked otherwise, and at most: their checks make them large.
+const PAGE: usize = 200;
+const PAGE_MAX: usize = 500;
+/// Journal entries unless asked otherwise, and at most.
+const HISTORY: usize = 50;
+const HISTORY_MAX: usize = 1000;
+/// A token lasts an hour unless asked otherwise, and at most 30 days.
+const TOKEN_TTL: Duration = Duration::from_secs(3600);
+const TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Uses of one token at most; each is remembered.
+const TOKEN_USES_MAX: u32 = 100_000;
+/// A certificate lasts 30 days unless asked otherwise, and at most a year.
+const CERTIFICATE_TTL: Duration = Duration::from_secs(30 * 86_400);
+const CERTIFICATE_TTL_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Characters of a drain's owner, and bytes of its reason.
+const OWNER_MAX: usize = 64;
+const REASON_MAX: usize = 256;
+
+/// The service.
+#[derive(Clone)]
+pub struct FleetEdge {
+    registry: Arc<Registry>,
+    store: Arc<dyn Store>,
+    ca: Arc<Ca>,
+    endpoints: Arc<[String]>,
+    /// Operators' words that read, change and write are taken one at a time.
+    words: Arc<Mutex<()>>,
+}
+
+impl std::fmt::Debug for FleetEdge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FleetEdge").finish_non_exhaustive()
+    }
+}
+
+impl FleetEdge {
+    /// A service for `registry`; `endpoints` are told to whoever makes a token.
+    #[must_use]
+    pub fn new(
+        registry: Arc<Registry>,
+        store: Arc<dyn Store>,
+        ca: Arc<Ca>,
+        endpoints: Arc<[String]>,
+    ) -> Self {
+        Self {
+            registry,
+            store,
+            ca,
+            endpoints,
+            words: Arc::default(),
+        }
+    }
+
+    fn verdict(&self, cell: &Cell) -> Result<v1::Verdict, Status> {
+        self.registry
+            .verdict(cell, Intent::New)
+            .map(Into::into)
+            .map_err(|error| stalled(&self.registry, error))
+    }
+
+    fn detail(&self, cell: &Cell, whole: bool) -> Result<v1::HostDetail, Status> {
+        let verdict = self.verdict(cell)?;
+        let (context, published) = self
+            .registry
+            .question(cell)
+            .map_err(|error| stalled(&self.registry, error))?;
+        let facts = &published.snapshot.facts;
+        let checks = host::judged(facts, &context)
+            .into_iter()
+            .map(|(mut result, outcome, severity)| {
+                if !whole {
+                    result.findings.clear();
+                }
+                v1::CheckDetail {
+                    judged_outcome: v1::CheckOutcome::from(outcome).into(),
+                    severity: v1::Severity::from(severity).into(),
+                    result: Some(result.into()),
+                }
+            })
+            .collect();
+        let drains = facts.admin.drains.iter().map(|drain| v1::Drain {
+            owner: drain.owner.clone(),
+            reason: drain.reason.clone(),
+            since: Some(timestamp(drain.since)),
+            until: drain.until.map(timestamp),
+        });
+        let last_beat = match facts.link {
+            Link::Heard(heard) => Some(context.now.wall_at(heard.last_beat)),
+            Link::NeverSeen | Link::Loaded { .. } | Link::Lost { .. } => None,
+        };
+        Ok(v1::HostDetail {
+            verdict: Some(verdict),
+            enrolled_at: Some(timestamp(facts.identity.enrolled_at)),
+            agent_version: facts.about.agent_version.to_string(),
+            os: facts.about.os.to_string(),
+            addresses: facts.about.addresses.clone(),
+            peer_address: facts.about.peer_address.to_string(),
+            checks,
+            drains: drains.collect(),
+            power: Some(announced::power(facts)),
+            upgrade: Some(announced::upgrade(facts)),
+            boot_id: facts.about.boot_id.to_string(),
+            policy_revision: facts.about.policy_revision.to_string(),
+            epoch: facts
+                .session
+                .as_ref()
+                .map_or(0, |session| session.epoch.get()),
+            last_beat_at: last_beat.map(timestamp),
+        })
+    }
+
+    /// The owner of a drain: as named, else the caller.
+    fn owner(&self, named: &str, caller: &Caller) -> Result<String, Status> {
+        let owner = if named.is_empty() {
+            &*caller.name
+        } else {
+            named
+        };
+        let clean = clean_text(owner, OWNER_MAX);
+        if clean != owner {
+            let problem = format!("an owner has at most {OWNER_MAX} printable characters");
+            return Err(invalid(&self.registry, "owner", problem));
+        }
+        Ok(clean)
+    }
+
+    fn log(&self, caller: &Caller, what: &'static str, about: &str) {
+        tracing::info!(
+            operator.name = %caller.name,
+            operator.address = caller.address.map(tracing::field::display),
+            subject = about,
+            action = what,
+            "operator acted"
+        );
+    }
+}
+
+#[tonic::async_trait]
+impl v1::fleet_service_server::FleetService for FleetEdge {
+    async fn list_fleet_hosts(
+        &self,
+        request: Request<v1::ListFleetHostsRequest>,
+    ) -> Result<Response<v1::ListFleetHostsResponse>, Status> {
+        let request = request.into_inner();
+        let pool = pool_of(&self.registry, &request.pool)?;
+        let after = after(&self.registry, &request.page_token)?;
+        let size = page_size(request.page_size, PAGE, PAGE_MAX);
+        let cells = self.registry.page(after.as_ref(), size, |published| {
+            pool.as_ref()
+                .is_none_or(|pool| published.snapshot.facts.identity.pool == *pool)
+        });
+        let hosts = cells
+            .iter()
+            .map(|cell| self.detail(cell, false))
+            .collect::<Result<Vec<_>, _>>()?;
+        let next_page_token = match cells.last() {
+            Some(cell) if cells.len() == size => {
+                cell.published().snapshot.facts.identity.name.to_string()
+            }
+            _ => String::new(),
+        };
+        Ok(Response::new(v1::ListFleetHostsResponse {
+            hosts,
+            next_page_token,
+        }))
+    }
+
+    async fn get_host(
+        &self,
+        request: Request<v1::GetHostRequest>,
+    ) -> Result<Response<v1::GetHostResponse>, Status> {
+        let cell = find(&self.registry, &request.into_inner().name)?;
+        Ok(Response::new(v1::GetHostResponse {
+            host: Some(self.detail(&cell, true)?),
+        }))
+    }
+
+    async fn get_host_history(
+        &self,
+        request: Request<v1::GetHostHistoryRequest>,
+    ) -> Result<Response<v1::GetHostHistoryResponse>, Status> {
+        let request = request.into_inner();
+        let cell = find(&self.registry, &request.name)?;
+        let id = cell.published().snapshot.facts.identity.id;
+        let since = request
+            .since
+            .and_then(|since| Timestamp::new(since.seconds, since.nanos).ok())
+            .unwrap_or(Timestamp::MIN);
+        let limit = page_size(request.limit, HISTORY, HISTORY_MAX);
+        // What was queued before the question is part of the answer. While the store fails, what
+        // is durable must do.
+        let queued = self.registry.queue().put([]);
+        let _ = tokio::time::timeout(
+            Duration::from_secs(2),
+            self.registry.queue().durable(queued),
+        )
+        .await;
+        let store = self.store.clone();
+        let entries = tokio::task::spawn_blocking(move || {
+            store.scan(&keys::journal(id), limit, true)?.into_iter().map(|(key, value)| {
+                decode::<Transition>(&key, &value)
+            }).collect::<Result<Vec<_>, _>>()
+        })
+        .await
+        .map_err(|_| store_failed(&self.registry))?
+        .map_err(|error| {
+            tracing::error!(error = %muster_runtime::explain::explain(&error), "journal unreadable");
+            store_failed(&self.registry)
+        })?;
+        let transitions = entries
+            .into_iter()
+            .filter(|transition| transition.at >= since)
+            .map(Into::into)
+            .collect();
+        Ok(Response::new(v1::GetHostHistoryResponse { transitions }))
+    }
+
+    async fn drain_host(
+        &self,
+        request: Request<v1::DrainHostRequest>,
+    ) -> Result<Response<v1::DrainHostResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let owner = self.owner(&request.owner, &caller)?;
+        let now = clock::now().wall;
+        let until = match request.until {
+            None => None,
+            Some(until) => Some(
+                Timestamp::new(until.seconds, until.nanos)
+                    .ok()
+                    .filter(|until| *until > now)
+                    .ok_or_else(|| {
+                        invalid(&self.registry, "until", "a drain ends in the future")
+                    })?,
+            ),
+        };
+        let cell = find(&self.registry, &request.name)?;
+        let _one = self.words.lock().await;
+        let admin = cell.published().snapshot.facts.admin.clone();
+        let known = admin.drains.iter().any(|drain| drain.owner == owner);
+        if !known && admin.drains.len() >= DRAINS {
+            let message = format!("a host has at most {DRAINS} drains; lift one first");
+            return Err(refuse(
+                &self.registry,
+                Refusal::new(refusal::DRAIN_LIMIT, message),
+            ));
+        }
+        let reason = clean_text(&request.reason, REASON_MAX);
+        // It acts at once; only the word that it does waits for the disk.
+        let drain = Drain {
+            owner,
+            reason,
+            since: now,
+            until,
+        };
+        let outcome = self.registry.apply(&cell, Event::Drain(drain));
+        durable(&self.registry, outcome.ticket).await?;
+        self.log(&caller, "drain", &request.name);
+        Ok(Response::new(v1::DrainHostResponse {
+            verdict: Some(self.verdict(&cell)?),
+        }))
+    }
+
+    async fn undrain_host(
+        &self,
+        request: Request<v1::UndrainHostRequest>,
+    ) -> Result<Response<v1::UndrainHostResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let which = if request.all {
+            Undrain::All
+        } else {
+            Undrain::Owner(self.owner(&request.owner, &caller)?)
+        };
+        let cell = find(&self.registry, &request.name)?;
+        let _one = self.words.lock().await;
+        let facts = cell.published().snapshot.facts.clone();
+        let mut admin: Admin = (*facts.admin).clone();
+        match &which {
+            Undrain::All => admin.drains.clear(),
+            Undrain::Owner(owner) => {
+                let before = admin.drains.len();
+                admin.drains.retain(|drain| drain.owner != *owner);
+                if admin.drains.len() == before {
+                    let owners: Vec<&str> = admin
+                        .drains
+                        .iter()
+                        .map(|drain| drain.owner.as_str())
+                        .collect();
+                    let message = format!(
+                        "{owner} does not drain {}; drained by: {}",
+                        request.name,
+                        if owners.is_empty() {
+                            "nobody".to_owned()
+                        } else {
+                            owners.join(", ")
+                        }
+                    );
+                    let refusal = Refusal::new(refusal::DRAIN_UNKNOWN, message);
+                    return Err(refuse(&self.registry, refusal));
+                }
+            }
+        }
+        // It turns a no into a yes: first durable, then it acts.
+        let write = vec![(keys::admin(facts.identity.id), Some(encode(&admin)))];
+        self.registry
+            .queue()
+            .commit(Batch {
+                require: Vec::new(),
+                write,
+            })
+            .await
+            .map_err(|_| store_failed(&self.registry))?;
+        let outcome = self.registry.apply(&cell, Event::Undrain(which));
+        durable(&self.registry, outcome.ticket).await?;
+        self.log(&caller, "undrain", &request.name);
+        Ok(Response::new(v1::UndrainHostResponse {
+            verdict: Some(self.verdict(&cell)?),
+        }))
+    }
+
+    async fn remove_host(
+        &self,
+        request: Request<v1::RemoveHostRequest>,
+    ) -> Result<Response<v1::RemoveHostResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let name = request.into_inner().name;
+        let cell = find(&self.registry, &name)?;
+        let _one = self.words.lock().await;
+        let identity = cell.published().snapshot.facts.identity.clone();
+        // It is cut at once; only the word that it is waits for the disk.
+        self.registry.remove(&cell);
+        let store = self.store.clone();
+        let id = identity.id;
+        let journal =
+            tokio::task::spawn_blocking(move || store.scan(&keys::journal(id), usize::MAX, false))
+                .await
+                .map_err(|_| store_failed(&self.registry))?
+                .map_err(|_| store_failed(&self.registry))?;
+        let writes = journal
+            .into_iter()
+            .map(|(key, _)| key)
+            .chain([keys::host(id), keys::admin(id), keys::name(&identity.name)])
+            .map(|key| (key, None));
+        let ticket = self.registry.queue().put(writes);
+        durable(&self.registry, Some(ticket)).await?;
+        self.log(&caller, "remove", &name);
+        Ok(Response::new(v1::RemoveHostResponse {
+            host_id: id.to_string(),
+        }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let pool = pool_of(&self.registry, &request.pool)?.unwrap_or_else(PoolName::default_pool);
+        let host_name = match request.host_name.as_str() {
+            "" => None,
+            name => Some(
+                name.parse()
+                    .map_err(|error: muster_core::model::NameError| {
+                        let refusal = Refusal::new(refusal::NAME_INVALID, error.to_string());
+                        refuse(&self.registry, refusal.with("field", "host_name"))
+                    })?,
+            ),
+        };
+        let uses = request.uses.max(1);
+        if uses > TOKEN_USES_MAX {
+            let problem = format!("a token may be used at most {TOKEN_USES_MAX} times");
+            return Err(invalid(&self.registry, "uses", problem));
+        }
+        if host_name.is_some() && uses > 1 {
+            let problem = "a token for one host name may be used once";
+            return Err(invalid(&self.registry, "uses", problem));
+        }
+        let ttl = self.ttl(request.ttl_ms, TOKEN_TTL, TOKEN_TTL_MAX)?;
+        let now = clock::now().wall;
+        let token = Token::from_random(rand::random(), rand::random());
+        let record = TokenRecord {
+            secret_sha256: token.secret_sha256(),
+            pool,
+            host_name,
+            uses,
+            expires_at: now.checked_add(ttl).unwrap_or(Timestamp::MAX),
+            created_at: now,
+            created_by: caller.name.to_string(),
+            used: Vec::new(),
+        };
+        let key = keys::token(token.id());
+        let batch = Batch {
+            require: vec![(key.clone(), None)],
+            write: vec![(key, Some(encode(&record)))],
+        };
+        match self.registry.queue().commit(batch).await {
+            Ok(Applied::Yes) => {}
+            Ok(Applied::Conflict) | Err(_) => return Err(store_failed(&self.registry)),
+        }
+        self.log(&caller, "token create", token.id());
+        Ok(Response::new(v1::CreateTokenResponse {
+            token: token.reveal(),
+            token_id: token.id().to_owned(),
+            expires_at: Some(timestamp(record.expires_at)),
+            ca_pin: self.ca.pin().to_string(),
+            endpoints: self.endpoints.to_vec(),
+        }))
+    }
+
+    async fn issue_certificate(
+        &self,
+        request: Request<v1::IssueCertificateRequest>,
+    ) -> Result<Response<v1::IssueCertificateResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let role = match Role::parse(&request.role) {
+            Some(role @ (Role::Frontend | Role::Viewer | Role::Operator)) => role,
+            Some(Role::Host | Role::Broker) | None => {
+                let problem = "certificates are issued for the roles frontend, viewer, operator";
+                return Err(invalid(&self.registry, "role", problem));
+            }
+        };
+        let name = request
+            .name
+            .parse()
+            .map_err(|error: muster_core::model::NameError| {
+                let refusal = Refusal::new(refusal::NAME_INVALID, error.to_string());
+                refuse(&self.registry, refusal.with("field", "name"))
+            })?;
+        let lifetime = self.ttl(request.ttl_ms, CERTIFICATE_TTL, CERTIFICATE_TTL_MAX)?;
+        let identity = Identity {
+            role,
+            trust_domain: self.ca.trust_domain().clone(),
+            name,
+            host_id: None,
+        };
+        let subject = Subject {
+            identity,
+            lifetime,
+            server_names: &[],
+        };
+        let issued = self
+            .ca
+            .sign(&request.csr, &subject, clock::now().wall)
+            .map_err(|error| {
+                let refusal = match &error {
+                    CaError::Request { .. } => {
+                        Refusal::new(refusal::CSR_INVALID, error.to_string())
+                    }
+                    _ => Refusal::new(refusal::REQUEST_INVALID, error.to_string()),
+                };
+                refuse(&self.registry, refusal.with("field", "csr"))
+            })?;
+        self.log(&caller, "cert issue", &subject.identity.to_string());
+        Ok(Response::new(v1::IssueCertificateResponse {
+            certificate: issued.der.to_vec().into(),
+            ca_bundle: vec![self.ca.root().to_vec().into()],
+            not_after: Some(timestamp(issued.not_after)),
+        }))
+    }
+}
+
+impl FleetEdge {
+    fn ttl(&self, asked_ms: u64, usual: Duration, most: Duration) -> Result<Duration, Status> {
+        let ttl = if asked_ms == 0 {
+            usual
+        } else {
+            Duration::from_millis(asked_ms)
+        };
+        if ttl > most {
+            let problem = format!("at most {} days are allowed", most.as_secs() / 86_400);
+            return Err(invalid(&self.registry, "ttl_ms", problem));
+        }
+        Ok(ttl)
+    }
+}
+
+/// Facts as the host announced them.
+mod announced {
+    use muster_core::{
+        host::{Facts, Power, Upgrade},
+        model::{PowerAnnouncement, UpgradeAnnouncement},
+    };
+    use muster_proto::v1;
+
+    pub(super) fn power(facts: &Facts) -> v1::PowerState {
+        match facts.power {
+            Power::Running => PowerAnnouncement::Running,
+            Power::Leaving { how, .. } => PowerAnnouncement::Leaving {
+                how,
+                back_within: None,
+            },
+        }
+        .into()
+    }
+
+    pub(super) fn upgrade(facts: &Facts) -> v1::UpgradeState {
+        match &facts.upgrade {
+            Upgrade::None => UpgradeAnnouncement::Silent,
+            Upgrade::InProgress(upgrade) => UpgradeAnnouncement::InProgress {
+                attempt: upgrade.attempt.clone(),
+                within: None,
+            },
+            Upgrade::Failed(failed) => UpgradeAnnouncement::Failed {
+                attempt: failed.attempt.clone(),
+                error: failed.error.clone(),
+            },
+        }
+        .into()
+    }
+}
