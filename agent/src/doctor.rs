@@ -26,7 +26,7 @@ use crate::{
 
 /// A check that does not exist.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no check {name:?}{nearest}; checks are: {known}")]
+#[error("there is no check {name:?}{nearest}; the checks are {known}")]
 pub struct UnknownCheck {
     name: String,
     nearest: String,
@@ -205,7 +205,7 @@ fn unknown(name: &str, planned: &[Planned]) -> UnknownCheck {
         // Further away it is a guess that misleads.
         .filter(|(distance, other)| *distance <= other.len() / 2)
         .map_or_else(String::new, |(_, other)| {
-            format!("; did you mean {other:?}?")
+            format!(" (did you mean {other:?}?)")
         });
     UnknownCheck {
         name: muster_core::model::clean_text(name, 64),

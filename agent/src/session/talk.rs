@@ -53,6 +53,10 @@ struct Talk<'a> {
     reported: Option<u64>,
     /// Revision of the policy in the last report.
     reported_policy: String,
+    /// Welcome. The broker may count only runs that began after it has lost or met this host, so
+    /// every session has a report of such runs, whether their outcomes are new or not.
+    since: Mono,
+    reported_fresh: bool,
     next_report: Mono,
     waiting: BTreeMap<String, oneshot::Sender<()>>,
 }
@@ -76,9 +80,13 @@ pub(super) async fn talk(
         beats: welcome.beats(now, draw()),
         reported: None,
         reported_policy: String::new(),
+        since: now,
+        reported_fresh: false,
         next_report: now,
         waiting: BTreeMap::new(),
     };
+    // Others that wait are rechecks too.
+    let _ = context.orders.try_send(Order::Recheck(Vec::new()));
     let mut results = context.results.clone();
     let mut announced = context.announced.clone();
     let mut policy = context.policy.subscribe();
@@ -120,8 +128,10 @@ impl Talk<'_> {
     fn tell_what_is_due(&mut self) -> Duration {
         let now = clock::now();
         let board = self.context.board();
+        let fresh = board.results.all_begun_since(self.since);
         let mut owes = self.reported != Some(board.state_hash(now))
-            || self.reported_policy != board.policy.revision;
+            || self.reported_policy != board.policy.revision
+            || fresh && !self.reported_fresh;
         if owes
             && self.next_report <= now.mono
             && let Ok(slot) = self.outbox.try_reserve()
@@ -129,6 +139,7 @@ impl Talk<'_> {
             let report = board.report(self.beats.next_sequence(), now);
             self.reported = Some(report.state_hash);
             self.reported_policy.clone_from(&board.policy.revision);
+            self.reported_fresh |= fresh;
             self.next_report = now.mono + REPORT_GAP;
             owes = false;
             slot.send(message(Body::Report(report.into())));

@@ -176,11 +176,12 @@ impl ResultSet {
         all
     }
 
-    /// Every check that can run has finished a run.
+    /// Every check that can run has finished a run that began at or after `at`.
     #[must_use]
-    pub fn all_have_run(&self) -> bool {
-        self.entries
-            .iter()
-            .all(|entry| entry.settled.is_some() || !entry.supported)
+    pub fn all_begun_since(&self, at: Mono) -> bool {
+        self.entries.iter().all(|entry| {
+            let begun = entry.finished.map(|run| run.at.back(run.took));
+            !entry.supported || begun.is_some_and(|begun| begun >= at)
+        })
     }
 }

@@ -148,9 +148,19 @@ fn a_check_that_never_finishes_its_first_run_uses_up_the_time_left() {
     let starts = start(&mut schedule, 0);
     finish(&mut schedule, &starts[0], Outcome::Pass, 90);
     let set = schedule.result_set();
-    assert!(!set.all_have_run());
+    assert!(!set.all_begun_since(at(0)));
     assert_eq!(set.results_valid(at(95)), Duration::from_secs(5));
     assert_eq!(set.results(at(95))[1].age, None);
+}
+
+#[test]
+fn runs_count_from_when_they_began() {
+    let mut schedule = schedule(&["a"]);
+    let begun = start(&mut schedule, 5).remove(0);
+    assert!(!schedule.result_set().all_begun_since(at(0)));
+    finish(&mut schedule, &begun, Outcome::Pass, 9);
+    assert!(schedule.result_set().all_begun_since(at(5)));
+    assert!(!schedule.result_set().all_begun_since(at(6)));
 }
 
 #[test]
@@ -210,7 +220,7 @@ fn an_unsupported_check_says_so_and_never_runs_or_ages() {
         Outcome::Unknown(UnknownCause::Unsupported)
     );
     assert_eq!(schedule.result_set().results_valid(at(9999)), Duration::MAX);
-    assert!(schedule.result_set().all_have_run());
+    assert!(schedule.result_set().all_begun_since(at(9999)));
 }
 
 #[test]
