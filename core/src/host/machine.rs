@@ -131,7 +131,7 @@ impl Host {
             } => {
                 self.open(epoch, hello, terms, &peer_address, context, &mut effects);
             }
-            Event::Beat(epoch, beat) => self.beat(epoch, beat, context.now, &mut effects),
+            Event::Beat(epoch, beat) => self.beat(epoch, beat, context, &mut effects),
             Event::Report(epoch, report) => self.report(epoch, report, context, &mut effects),
             Event::Leaving(epoch, power) => self.leaving(epoch, power, context.now, &mut effects),
             Event::Upgrade(epoch, announced) => {
@@ -235,7 +235,8 @@ impl Host {
         if same_boot {
             carry_results(&mut self.facts);
         } else {
-            self.facts.health = Health::nothing(now.mono, now.wall);
+            // What this boot found counts, from before this session too: the barrier stays.
+            self.facts.health = Health::nothing(self.facts.health.barrier, now.wall);
         }
         // A hello alone extends no lease: an agent that dies after every hello is a dead agent.
         if let Link::Heard(heard) = &mut self.facts.link
@@ -282,7 +283,8 @@ impl Host {
         effects.recheck = matches!(self.facts.link, Link::Lost { .. });
     }
 
-    fn beat(&mut self, epoch: Epoch, beat: Beat, now: Now, effects: &mut Effects) {
+    fn beat(&mut self, epoch: Epoch, beat: Beat, context: &Context<'_>, effects: &mut Effects) {
+        let now = context.now;
         if self.is_stale(epoch, effects) {
             return;
         }
@@ -308,6 +310,10 @@ impl Host {
                 self.take_sessions(beat.sessions, now);
                 if self.facts.health.state_hash != Some(beat.state_hash) {
                     effects.resync = Some("state differs");
+                } else if !self.facts.health.is_settled(context.policy) {
+                    // A run that ends as the one before changes no hash, and may be the one that
+                    // settles the host.
+                    effects.resync = Some("not settled yet");
                 }
             }
             Link::Lost { .. } => {

@@ -146,6 +146,49 @@ fn after_a_loss_results_from_before_it_do_not_count() {
 }
 
 #[test]
+fn what_an_agent_found_before_its_hello_counts() {
+    let mut world = World::enrolled();
+    world.pass(secs(60));
+    let _ = world.open();
+    world.sequence += 1;
+    let epoch = world.live();
+    let mut checks: Vec<CheckResult> = ALL_CHECKS
+        .iter()
+        .map(|check| result(check, Outcome::Pass))
+        .collect();
+    for check in &mut checks {
+        check.age = Some(secs(20));
+    }
+    let report = Report {
+        sequence: 1,
+        state_hash: 1,
+        results_valid: VALID,
+        checks,
+        listeners: vec![],
+        sessions: SessionCounts::default(),
+        policy_revision: "default-1".into(),
+        power: PowerAnnouncement::Running,
+        upgrade: UpgradeAnnouncement::Silent,
+    };
+    let _ = world.handle(Event::Report(epoch, report));
+    assert_eq!(world.status(), Status::Available);
+}
+
+#[test]
+fn an_unsettled_host_is_asked_again_because_a_like_result_changes_no_hash() {
+    let mut world = World::available();
+    let _ = world.stream_ends();
+    world.pass(secs(40));
+    let _ = world.open();
+    let not_run = Outcome::Unknown(UnknownCause::NotYetRun);
+    let _ = world.report(&[("session_listener", not_run)]);
+    assert_eq!(world.status(), Status::Unavailable);
+    assert_eq!(world.beat().resync, Some("not settled yet"));
+    let _ = world.report(&[]);
+    assert_eq!(world.beat().resync, None);
+}
+
+#[test]
 fn a_new_boot_discards_what_the_old_one_found() {
     let mut world = World::available();
     let _ = world.stream_ends();
