@@ -138,3 +138,37 @@ impl Metrics {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_table_in_the_documentation_lists_exactly_these_metrics() {
+        let metrics = Metrics::new();
+        let pool = PoolStatus {
+            pool: "p".to_owned(),
+            status: "available".to_owned(),
+        };
+        metrics.hosts.get_or_create(&pool).set(1);
+        metrics.refused("HOST_UNKNOWN");
+        let served: BTreeSet<String> = metrics
+            .render()
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split(['{', ' ']).next())
+            .map(str::to_owned)
+            .collect();
+        let table = include_str!("../../docs/metrics.md");
+        let documented: BTreeSet<String> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .filter_map(|line| line.split('`').next())
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(served, documented);
+        assert!(!served.is_empty());
+    }
+}

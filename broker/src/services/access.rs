@@ -218,3 +218,128 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use muster_core::model::{HostId, HostName, TrustDomain};
+    use muster_runtime::tls::RefusedPeer;
+    use prost::Message as _;
+
+    use super::*;
+
+    fn peer(role: Role) -> PeerInfo {
+        let identity = Identity {
+            role,
+            trust_domain: TrustDomain::from_random([0; 4]),
+            name: HostName::new("somebody").unwrap(),
+            host_id: (role == Role::Host).then(|| HostId::from_random([1; 16])),
+        };
+        PeerInfo {
+            address: None,
+            peer: Peer::Known(identity, "01".into()),
+        }
+    }
+
+    #[test]
+    fn every_rpc_of_the_contract_stands_in_the_table_and_nothing_else_of_ours() {
+        let set = prost_types::FileDescriptorSet::decode(muster_proto::DESCRIPTOR_SET).unwrap();
+        let mut contract = BTreeSet::new();
+        for file in set.file.iter().filter(|file| file.package() == "muster.v1") {
+            for service in &file.service {
+                for method in &service.method {
+                    contract.insert(format!("/muster.v1.{}/{}", service.name(), method.name()));
+                }
+            }
+        }
+        let table: BTreeSet<String> = TABLE
+            .iter()
+            .map(|(path, _)| (*path).to_owned())
+            .filter(|path| path.starts_with("/muster."))
+            .collect();
+        assert_eq!(contract, table);
+        assert!(contract.len() >= 14);
+    }
+
+    #[test]
+    fn a_role_reaches_only_its_services() {
+        for (path, access) in TABLE {
+            for role in Role::ALL {
+                let allowed = match access {
+                    Access::Anyone => true,
+                    Access::Roles(roles) => roles.contains(&role),
+                };
+                let admitted = admit(path, &peer(role));
+                assert_eq!(admitted.is_ok(), allowed, "{role} on {path}");
+                if let Err(refusal) = admitted {
+                    assert_eq!(refusal.reason, refusal::ROLE_NOT_ALLOWED);
+                }
+            }
+            let open = *access == Access::Anyone;
+            let nobody = PeerInfo {
+                address: None,
+                peer: Peer::Anonymous,
+            };
+            assert_eq!(admit(path, &nobody).is_ok(), open, "nobody on {path}");
+            let expired = PeerInfo {
+                address: None,
+                peer: Peer::Refused(RefusedPeer {
+                    reason: refusal::CERTIFICATE_EXPIRED,
+                    detail: "it ended".to_owned(),
+                    identity: peer(Role::Operator).peer.identity().cloned(),
+                    serial_hex: None,
+                }),
+            };
+            match admit(path, &expired) {
+                Ok(caller) => assert!(open && caller.identity.is_none(), "{path}"),
+                Err(refusal) => assert_eq!(refusal.reason, refusal::CERTIFICATE_EXPIRED),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_is_refused_to_everybody() {
+        for path in [
+            "/muster.v1.FleetService/DropEverything",
+            "/",
+            "",
+            "/grpc.health.v1.Health/List2",
+        ] {
+            for role in Role::ALL {
+                assert!(admit(path, &peer(role)).is_err(), "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_in_the_documentation_is_this_one() {
+        let roles = [Role::Host, Role::Frontend, Role::Viewer, Role::Operator];
+        let expected: Vec<String> = TABLE
+            .iter()
+            .map(|(path, access)| {
+                let mark = |role: Role| match access {
+                    Access::Anyone => "yes",
+                    Access::Roles(allowed) if allowed.contains(&role) => "yes",
+                    Access::Roles(_) => "",
+                };
+                let nobody = if *access == Access::Anyone { "yes" } else { "" };
+                let marks: Vec<&str> = std::iter::once(nobody).chain(roles.map(mark)).collect();
+                let path = path.trim_start_matches('/');
+                format!("| `{path}` | {} |", marks.join(" | "))
+                    .replace("|  |", "| |")
+                    .replace("|  |", "| |")
+            })
+            .collect();
+        let documented: Vec<&str> = include_str!("../../../docs/roles.md")
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .collect();
+        assert_eq!(
+            documented,
+            expected,
+            "docs/roles.md must read:\n{}",
+            expected.join("\n")
+        );
+    }
+}
