@@ -1,1 +1,14 @@
-fn main() {}
+//! End-to-end tests: real processes on loopback, real certificates, nothing faked between them.
+//! One program, so that it links once.
+
+mod bad_enrolment;
+mod bad_sessions;
+mod documents;
+mod idle;
+mod independent;
+mod operators;
+mod real_agent;
+mod restarts;
+mod start_up;
+mod support;
+mod verdicts;

@@ -121,18 +121,19 @@ def show_refusal(error):
 
 
 def credentials(folder):
-    """Credentials from the files that `muster-broker cert issue` writes; none for no folder."""
-    if folder is None:
-        return grpc.ssl_channel_credentials()
+    """Credentials from the files that `muster-broker cert issue` writes; ca.pem alone will do to
+    be told that a certificate is missing."""
     files = [pathlib.Path(folder) / name for name in ("ca.pem", "key.pem", "cert.pem")]
-    return grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
+    return grpc.ssl_channel_credentials(
+        *(file.read_bytes() if file.exists() else None for file in files)
+    )
 
 
 def parse():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--endpoint", required=True)
-    parser.add_argument("--dir")
+    parser.add_argument("--dir", required=True)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("services").set_defaults(run=show_services)
     commands.add_parser("health").set_defaults(run=show_health)

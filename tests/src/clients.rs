@@ -149,13 +149,18 @@ impl Credentials {
         })
     }
 
-    /// The same key with another certificate.
+    /// The same, but showing another certificate, whatever it is.
     ///
     /// # Errors
-    /// When they do not belong together.
-    pub fn with_certificate(&self, certificate: &[u8]) -> Result<Self> {
-        let (_, roots) = self.certificates.split_at(1);
-        Self::new(&self.endpoint, self.key.clone(), certificate, roots)
+    /// When it is not for the same key.
+    pub fn showing(&self, certificate: &[u8]) -> Result<Self> {
+        let (own, roots) = self.certificates.split_at(1);
+        let mut identity = identity(&self.key, &own[0], roots)?;
+        identity.chain = vec![CertificateDer::from(certificate.to_vec())];
+        Ok(Self {
+            tls: ClientTls::mutual(&identity)?,
+            ..self.clone()
+        })
     }
 
     /// A connection of its own.

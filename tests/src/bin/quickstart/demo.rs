@@ -4,7 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use muster_proto::v1::{HostStatus, Verdict};
+use muster_proto::v1::{Confidence, GetHostHistoryRequest, HostStatus, Verdict};
 use muster_tests::{
     agent::Agent,
     broker::{Broker, describe},
@@ -29,7 +29,7 @@ struct DemoHost {
     agent: Agent,
     process: Process,
     web: Target,
-    _listener: Target,
+    _others: [Target; 2],
 }
 
 /// All four.
@@ -58,12 +58,12 @@ impl Demo {
         pause: Duration,
     ) -> Result<()> {
         for host in &self.hosts {
+            let heard = |verdict: &Verdict| verdict.confidence() == Confidence::Confirmed;
+            until(broker, host.name, "heard", heard).await?;
             // An announcement of an earlier run stands until it is withdrawn.
             host.agent.announce(&["running"]).await?;
-            until(broker, host.name, "connectable", |verdict| {
-                verdict.connectable
-            })
-            .await?;
+            let connectable = |verdict: &Verdict| verdict.connectable;
+            until(broker, host.name, "connectable", connectable).await?;
         }
         progress.detail("all four are connectable");
         self.fail_a_check(broker, progress).await?;
@@ -151,8 +151,9 @@ impl Demo {
 
 impl DemoHost {
     async fn start(broker: &Broker, agents: &Path, name: &'static str) -> Result<Self> {
-        let (listener, web) = (Target::listener().await?, Target::web_server().await?);
-        let checks = checks(&broker.endpoints.grpc, &listener, &web);
+        let (listener, metadata) = (Target::listener().await?, Target::web_server().await?);
+        let web = Target::web_server().await?;
+        let checks = checks(&broker.endpoints.grpc, &listener, &web, &metadata);
         let agent = Agent::new(agents, name, &checks)?.in_own_group();
         if !agent.is_enrolled() {
             let token = broker.token(DEMO_POOL, Some(name), 1).await?;
@@ -165,28 +166,46 @@ impl DemoHost {
             agent,
             process,
             web,
-            _listener: listener,
+            _others: [listener, metadata],
         })
     }
 }
 
 /// Checks of things that this program controls, every second, so that the demo is quick.
-fn checks(broker: &str, listener: &Target, web: &Target) -> String {
+fn checks(broker: &str, listener: &Target, web: &Target, metadata: &Target) -> String {
     let pace = "interval = \"1s\"\nfall = 1\n";
     let listener = listener.as_session_listener();
-    let url = web.url();
+    let (url, metadata) = (web.url(), metadata.url());
     format!(
         "brokers = [{broker:?}]\n\
          [check.session_listener]\n{pace}{listener}\
          [check.urls]\n{pace}required = [{{ url = {url:?}, role = \"diagnostics\" }}]\n\
-         [check.metadata_service]\n{pace}provider = \"azure\"\nendpoint = {url:?}\n\
+         [check.metadata_service]\n{pace}provider = \"azure\"\nendpoint = {metadata:?}\n\
          [check.monitoring_agent]\n{pace}process = \"quickstart\"\n"
     )
 }
 
+/// Waits until the host has this status and its journal says so: the answer is computed when asked,
+/// the entry is written a moment later.
 async fn status(broker: &Broker, name: &str, wanted: HostStatus) -> Result<()> {
     let what = wanted.as_str_name();
-    until(broker, name, what, |verdict| verdict.status() == wanted).await
+    until(broker, name, what, |verdict| verdict.status() == wanted).await?;
+    wait::until(
+        &format!("the journal of {name} to say {what}"),
+        STATE,
+        || async move {
+            let request = GetHostHistoryRequest {
+                name: name.to_owned(),
+                limit: 1,
+                since: None,
+            };
+            let history = broker.operator().await?.get_host_history(request).await?;
+            let newest = history.into_inner().transitions.pop();
+            ensure!(newest.is_some_and(|entry| entry.to() == wanted), "not yet");
+            Ok(())
+        },
+    )
+    .await
 }
 
 async fn until(
