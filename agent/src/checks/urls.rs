@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 use super::{Check, Inputs};
 use crate::{
+    config::is_url,
     probe::{
         hosts_file, http,
         tcp::{self, Problem},
@@ -35,15 +36,13 @@ const MAX_TARGETS: usize = 80;
 const AT_ONCE: usize = 16;
 
 pub(super) fn make(inputs: Inputs<'_>) -> Arc<dyn Check> {
-    let mut required = inputs.config.check.urls.required.clone();
-    for url in &inputs.policy.urls {
-        if !required.iter().any(|known| known.url == url.url) {
-            required.push(url.clone());
-        }
-    }
+    let local = inputs.config.check.urls.required.clone();
+    let of_pool = inputs.policy.urls.iter();
+    let of_pool = of_pool.filter(|url| !local.iter().any(|known| known.url == url.url));
     Arc::new(Urls {
         brokers: inputs.config.brokers.clone(),
-        required,
+        of_pool: of_pool.cloned().collect(),
+        local,
         link: inputs.link.clone(),
         budget: inputs.budget(),
     })
@@ -51,7 +50,11 @@ pub(super) fn make(inputs: Inputs<'_>) -> Arc<dyn Check> {
 
 struct Urls {
     brokers: Vec<String>,
-    required: Vec<RequiredUrl>,
+    /// What this machine's own file requires: any port.
+    local: Vec<RequiredUrl>,
+    /// What the pool requires: a broker must not make its hosts probe a network, so only the
+    /// ports of the web.
+    of_pool: Vec<RequiredUrl>,
     link: watch::Receiver<LinkState>,
     budget: Duration,
 }
@@ -66,6 +69,7 @@ struct Tried {
 enum Target {
     Broker(String),
     Url(RequiredUrl),
+    NotAllowed(RequiredUrl),
 }
 
 impl Check for Urls {
@@ -88,7 +92,8 @@ impl Urls {
         let targets: Vec<_> = brokers
             .into_iter()
             .map(Target::Broker)
-            .chain(self.required.iter().cloned().map(Target::Url))
+            .chain(self.local.iter().cloned().map(Target::Url))
+            .chain(self.of_pool.iter().cloned().map(of_pool))
             .take(MAX_TARGETS)
             .collect();
         if targets.is_empty() {
@@ -113,13 +118,14 @@ impl Urls {
                 (format!("broker {endpoint}"), true, result)
             }
             Target::Url(required) => {
-                let subject = format!("{} ({})", required.url, required.role);
+                let subject = subject(required);
                 (
                     subject,
                     false,
                     self.try_url(&required.url, &mut steps).await,
                 )
             }
+            Target::NotAllowed(required) => (subject(required), false, Err(not_allowed())),
         };
         let reached = result.is_ok();
         let finding = match result {
@@ -241,6 +247,46 @@ impl Urls {
     }
 }
 
+/// A URL of the pool, if it may be tried.
+fn of_pool(required: RequiredUrl) -> Target {
+    let allowed = is_url(&required.url)
+        && Url::parse(&required.url)
+            .is_ok_and(|url| matches!(url.port_or_known_default(), Some(80 | 443)));
+    if allowed {
+        Target::Url(required)
+    } else {
+        Target::NotAllowed(required)
+    }
+}
+
+fn not_allowed() -> Problem {
+    Problem {
+        code: "URL_NOT_ALLOWED",
+        message: "not tried: a pool may name http and https URLs on ports 80 and 443, without \
+                  user name and password"
+            .to_owned(),
+        remedy: Remedy::text(
+            "If it is meant, name it in this machine's own agent.toml under [check.urls] required.",
+        ),
+    }
+}
+
+/// What a target is called. Credentials and queries of a URL are nobody else's business.
+fn subject(required: &RequiredUrl) -> String {
+    let shown = match Url::parse(&required.url) {
+        Ok(mut url) => {
+            let cleared = url.set_username("").and_then(|()| url.set_password(None));
+            url.set_query(None);
+            match cleared {
+                Ok(()) => url.to_string(),
+                Err(()) => "a URL".to_owned(),
+            }
+        }
+        Err(_) => "a URL that cannot be read".to_owned(),
+    };
+    format!("{shown} ({})", required.role)
+}
+
 /// An entry of the hosts file that led astray is the first thing to mend.
 fn blame_hosts_file(problem: Problem, steps: &[String]) -> Problem {
     let Some(step) = steps.iter().find(|step| step.starts_with("hosts file: ")) else {
@@ -309,7 +355,8 @@ mod tests {
         });
         Urls {
             brokers: brokers.to_vec(),
-            required: required.collect(),
+            local: required.collect(),
+            of_pool: Vec::new(),
             link: watch::channel(link).1,
             budget: Duration::from_secs(9),
         }
@@ -407,6 +454,26 @@ mod tests {
     async fn nothing_to_reach_does_not_apply() {
         let seen = urls(&[], &[], LinkState::default()).look().await;
         assert_eq!(seen.outcome, Outcome::NotApplicable);
+    }
+
+    #[tokio::test]
+    async fn a_pool_cannot_make_its_hosts_probe_other_ports_or_show_credentials() {
+        let required = |url: &str| RequiredUrl {
+            url: url.to_owned(),
+            role: "custom".to_owned(),
+        };
+        let mut check = urls(&[], &[], LinkState::default());
+        check.of_pool = vec![
+            required("http://127.0.0.1:22/"),
+            required("https://user:secret@127.0.0.1/?key=secret"),
+        ];
+        let seen = check.look().await;
+        assert_eq!(seen.findings.len(), 2);
+        for found in &seen.findings {
+            assert_eq!(found.code, "URL_NOT_ALLOWED");
+            assert!(found.steps.is_empty());
+        }
+        assert!(!format!("{seen:?}").contains("secret"), "{seen:?}");
     }
 
     #[test]
