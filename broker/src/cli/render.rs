@@ -68,17 +68,20 @@ pub(super) fn hosts(hosts: &[HostView]) -> String {
     table.trim_fmt()
 }
 
-/// The status, with the doubt if there is one.
+/// The status, with the doubt if there is one: of a host that takes nobody there is none.
 fn status_text(verdict: &Verdict) -> String {
     match verdict.confidence {
-        Confidence::Confirmed | Confidence::Absent => verdict.status.title().to_owned(),
-        Confidence::Suspect | Confidence::Unverified => {
+        Confidence::Suspect | Confidence::Unverified if verdict.connectable_reconnect => {
             format!(
                 "{} ({})",
                 verdict.status.title(),
                 verdict.confidence.title().to_lowercase()
             )
         }
+        Confidence::Confirmed
+        | Confidence::Suspect
+        | Confidence::Unverified
+        | Confidence::Absent => verdict.status.title().to_owned(),
     }
 }
 
