@@ -19,7 +19,7 @@ use muster_tests::{
     process::Process,
     wait,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{demo::Demo, show::Progress};
 
@@ -80,6 +80,8 @@ fn main() -> ExitCode {
 
 /// Everything, until it is done or somebody ends it; then all is taken down in order.
 async fn run(arguments: &Arguments) -> Result<()> {
+    // From here on no signal ends this program before what it started has ended.
+    let mut signals = Signals::listen()?;
     let progress = Progress::default();
     progress.step("building muster-broker and muster-agent");
     binaries::cargo_build(&["-p", "muster-broker", "-p", "muster-agent", "--bins"])?;
@@ -89,34 +91,58 @@ async fn run(arguments: &Arguments) -> Result<()> {
         Some(path) => Folder::kept(path)?,
         None => Folder::temporary()?,
     };
-    let mut stage = Stage::set_up(folder, &progress).await?;
+    let path = folder.path().to_owned();
+    let set_up = tokio::select! {
+        stage = Stage::set_up(folder, &progress) => Some(stage?),
+        name = signals.next() => {
+            progress.say(&format!("{name}: ending"));
+            None
+        }
+    };
+    let Some(mut stage) = set_up else {
+        return Ok(());
+    };
     let played = tokio::select! {
         played = play(arguments, &mut stage, &progress) => played,
-        signal = ended_by_somebody() => signal.map(|name| progress.say(&format!("{name}: ending"))),
+        name = signals.next() => {
+            progress.say(&format!("{name}: ending"));
+            Ok(())
+        }
     };
-    if let (Err(_), false) = (&played, arguments.once) {
-        progress.say("something went wrong: ending");
-    }
-    let path = stage.broker.folder().path().to_owned();
     stage.take_down(&progress).await?;
     if arguments.keep.is_some() {
         progress.say(&format!("kept: {}", path.display()));
     } else {
         ensure!(!path.exists(), "{} is left behind", path.display());
     }
-    played
+    played.context("once more with `--keep DIR` leaves the logs in DIR")
 }
 
-/// Waits for Ctrl-C, SIGTERM, or the terminal to go, and names it.
-async fn ended_by_somebody() -> Result<&'static str> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("cannot wait for signals")?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "Ctrl-C",
-        _ = terminate.recv() => "SIGTERM",
-        _ = hang_up.recv() => "the terminal has gone",
-    })
+/// Ctrl-C, SIGTERM, and the end of the terminal.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot wait for signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one and names it.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "Ctrl-C",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hang_up.recv() => "the terminal has gone",
+        }
+    }
 }
 
 /// The broker, this machine's agent, and the demo.

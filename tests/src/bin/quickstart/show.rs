@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use muster_tests::{binaries, broker::Broker};
+use rustix::termios::tcgetwinsize;
 
 /// Between two looks at the table: people see seconds.
 const REDRAW: Duration = Duration::from_secs(1);
@@ -92,23 +93,34 @@ fn commands(broker: &Broker, name: &str) -> Result<String> {
     let binary = binary
         .strip_prefix(binaries::repository())
         .unwrap_or(&binary);
-    let cli = format!(
-        "{} --config {}",
-        binary.display(),
-        broker.folder().config().display()
+    let cli = binary.display();
+    let config = broker.folder().config();
+    let mut text = format!(
+        "In another terminal:\n  export MUSTER_CONFIG={}\n",
+        config.display()
     );
-    let mut text = String::from("In another terminal:\n");
-    for command in [
-        format!("check {name}            # connectable? exit code 0 yes, 1 no, 2 cannot tell"),
-        format!("check {name} --output json   # the whole verdict, with every reason and remedy"),
-        format!("host {name}             # its checks"),
-        "history demo-upgrade".to_owned(),
-        format!("drain {name} --reason 'new disks'"),
-        "watch".to_owned(),
+    for (command, note) in [
+        (
+            format!("check {name}"),
+            "exits 0 connectable, 1 not, 2 cannot tell",
+        ),
+        (
+            format!("check {name} --output json"),
+            "every reason with its remedy",
+        ),
+        (format!("host {name}"), "its checks"),
+        ("history demo-upgrade".to_owned(), "its journal"),
+        (format!("drain {name} --reason disks"), "no new sessions"),
+        ("watch".to_owned(), "every change"),
     ] {
-        writeln!(text, "  {cli} {command}")?;
+        writeln!(text, "  {cli} {command:<24} # {note}")?;
     }
     Ok(text)
+}
+
+/// A line of the table as the terminal takes it: a wrapped one would shift all below it.
+fn fitting(line: &str, width: usize) -> String {
+    line.chars().take(width).collect()
 }
 
 /// Draws the table anew as long as it is wanted. Without a terminal it is printed when it changes.
@@ -118,10 +130,17 @@ pub(crate) async fn live_table(broker: &Broker, name: &str, events: &Progress) -
     let mut last = String::new();
     loop {
         ticks.tick().await;
-        let mut text = told(broker, &["hosts"]).await?;
-        writeln!(text)?;
-        for event in events.events() {
-            writeln!(text, "- {event}")?;
+        // Without a terminal, and on one that does not know its width, lines are as long as they are.
+        let width = tcgetwinsize(stdout()).map_or(0, |size| size.ws_col);
+        let width = if width == 0 { usize::MAX } else { width.into() };
+        let table = told(broker, &["hosts"]).await?;
+        let events = events
+            .events()
+            .into_iter()
+            .map(|event| format!("- {event}"));
+        let mut text = String::new();
+        for line in table.lines().map(str::to_owned).chain(events) {
+            writeln!(text, "{}", fitting(&line, width))?;
         }
         writeln!(text, "\n{}\nCtrl-C ends all.", commands(broker, name)?)?;
         if text == last {
