@@ -100,17 +100,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     data.prepare()?;
     let incoming = control::bind(&config.control_socket)?;
     let boot_id = machine::boot_id().map_err(RunError::BootId)?;
-    tracing::info!(
-        host.name = %identity.info.identity.name,
-        version = VERSION,
-        certificate.until = %identity.info.not_after,
-        "agent starts"
-    );
-
     let supervisor = Supervisor::new(shutdown.clone());
     let (announcer, deliveries) = Announcer::new(data.clone(), &boot_id, VERSION);
     let policy = watch::Sender::new(Arc::new(doctor::last_policy(&data)));
-    let link = watch::Sender::new(LinkState::default());
+    let brokers = doctor::brokers(&config, &data);
+    // The first run of `urls` comes before the first session.
+    let link = watch::Sender::new(LinkState {
+        brokers: brokers.clone(),
+        ..LinkState::default()
+    });
     let (orders, inbox) = mpsc::channel(MAX_ORDERS);
     let (results_sender, results) = watch::channel(Arc::default());
     let (counts_sender, counts) = watch::channel(SessionCounts::default());
@@ -121,7 +119,6 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         TaskKind::Critical,
         scheduler::run(first_plan, inbox, results_sender, shutdown.clone()),
     );
-    let brokers = doctor::brokers(&config, &data);
     supervisor.spawn(
         "planner",
         TaskKind::Critical,
@@ -176,7 +173,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
 
 fn own_identity(data: &DataDir) -> Result<LocalIdentity, RunError> {
     match data.identity().load() {
-        Ok(identity) => Ok(identity),
+        Ok(identity) => {
+            tracing::info!(
+                host.name = %identity.info.identity.name,
+                version = VERSION,
+                certificate.until = %identity.info.not_after,
+                "agent starts"
+            );
+            Ok(identity)
+        }
         Err(error) if error.is_not_found() => Err(RunError::NotEnrolled),
         Err(error) => Err(RunError::Identity(error)),
     }

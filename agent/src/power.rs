@@ -55,12 +55,13 @@ pub async fn run(announcer: Announcer, shutdown: Shutdown) -> Result<(), std::co
 
 async fn watch(announcer: &Announcer) -> PowerError {
     let (sender, mut events) = mpsc::channel(MAX_EVENTS);
-    let mut held = match power::inhibit().await {
-        Ok(inhibitor) => Some(inhibitor),
-        Err(error) => return error,
-    };
     let watching = power::watch(&sender);
     tokio::pin!(watching);
+    // Where holding is not allowed, as for an agent that is not root, watching is still worth it.
+    let mut held = tokio::select! {
+        ended = &mut watching => return ended.err().unwrap_or(PowerError::Ended),
+        held = hold() => held,
+    };
     loop {
         let event = tokio::select! {
             ended = &mut watching => return ended.err().unwrap_or(PowerError::Ended),
@@ -91,7 +92,7 @@ async fn handle(
         }
         PowerEvent::Staying => {
             let staying = announcer.system_power(PowerAnnouncement::Running, DEFAULT_PATIENCE);
-            let (delivered, held) = tokio::join!(staying, hold_again());
+            let (delivered, held) = tokio::join!(staying, hold());
             tracing::info!(
                 told = delivered == Delivered::Acknowledged,
                 "the machine stays"
@@ -101,13 +102,14 @@ async fn handle(
     }
 }
 
-async fn hold_again() -> Option<Inhibitor> {
+/// None if shutdowns will not wait for us.
+async fn hold() -> Option<Inhibitor> {
     match timeout(DEFAULT_PATIENCE, power::inhibit()).await {
         Ok(Ok(inhibitor)) => Some(inhibitor),
         Ok(Err(error)) => {
             tracing::warn!(
                 why = explain(&error),
-                "the next shutdown will not wait for us"
+                "a shutdown will not wait for the broker to know of it"
             );
             None
         }

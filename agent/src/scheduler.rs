@@ -130,12 +130,12 @@ impl Shell {
 
     fn handle_ended(&mut self, name: &CheckName, run: RunId, observation: Observation) {
         let observation = without_idle_words(observation);
-        let (outcome, message) = (observation.outcome, observation.message.clone());
+        let (outcome, seen) = (observation.outcome, observation.message.clone());
         if self
             .schedule
             .handle_finished(name, run, observation, clock::boot())
         {
-            tracing::debug!(check = %name, %outcome, message, "check ran");
+            tracing::debug!(check = %name, %outcome, seen, "check ran");
         }
     }
 

@@ -57,6 +57,9 @@ struct Talk<'a> {
     /// every session has a report of such runs, whether their outcomes are new or not.
     since: Mono,
     reported_fresh: bool,
+    /// The last report knew how many sessions there are. The first count often comes after it, and
+    /// waiting for a beat would leave the host's limit unknown.
+    reported_count: bool,
     next_report: Mono,
     waiting: BTreeMap<String, oneshot::Sender<()>>,
 }
@@ -82,6 +85,7 @@ pub(super) async fn talk(
         reported_policy: String::new(),
         since: now,
         reported_fresh: false,
+        reported_count: false,
         next_report: now,
         waiting: BTreeMap::new(),
     };
@@ -90,6 +94,7 @@ pub(super) async fn talk(
     let mut results = context.results.clone();
     let mut announced = context.announced.clone();
     let mut policy = context.policy.subscribe();
+    let mut counts = context.sessions.clone();
     let stop = shutdown.requested();
     tokio::pin!(stop);
     loop {
@@ -101,6 +106,7 @@ pub(super) async fn talk(
             Ok(()) = results.changed() => Event::Tick,
             Ok(()) = announced.changed() => Event::Tick,
             Ok(()) = policy.changed() => Event::Tick,
+            Ok(()) = counts.changed() => Event::Tick,
             () = sleep(nap) => Event::Tick,
         };
         let ended = match event {
@@ -131,7 +137,8 @@ impl Talk<'_> {
         let fresh = board.results.all_begun_since(self.since);
         let mut owes = self.reported != Some(board.state_hash(now))
             || self.reported_policy != board.policy.revision
-            || fresh && !self.reported_fresh;
+            || fresh && !self.reported_fresh
+            || board.sessions.active.is_some() && !self.reported_count;
         if owes
             && self.next_report <= now.mono
             && let Ok(slot) = self.outbox.try_reserve()
@@ -140,6 +147,7 @@ impl Talk<'_> {
             self.reported = Some(report.state_hash);
             self.reported_policy.clone_from(&board.policy.revision);
             self.reported_fresh |= fresh;
+            self.reported_count = board.sessions.active.is_some();
             self.next_report = now.mono + REPORT_GAP;
             owes = false;
             slot.send(message(Body::Report(report.into())));

@@ -46,7 +46,7 @@ pub(super) type ListedUnit = (
 pub(super) trait SystemdManager {
     fn list_units_by_names(&self, names: &[&str]) -> zbus::Result<Vec<ListedUnit>>;
     fn get_unit_file_state(&self, file: &str) -> zbus::Result<String>;
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn system_state(&self) -> zbus::Result<String>;
 }
 
@@ -78,8 +78,8 @@ pub(super) trait LoginManager {
     default_service = "org.freedesktop.login1"
 )]
 pub(super) trait LoginSession {
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn class(&self) -> zbus::Result<String>;
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn state(&self) -> zbus::Result<String>;
 }

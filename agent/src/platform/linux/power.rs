@@ -118,6 +118,19 @@ pub async fn system_is_stopping() -> Option<Leave> {
     if within(manager.system_state()).await.ok()? != "stopping" {
         return None;
     }
+    // The target that is being started says it best, and does so without logind too.
+    let targets = ["reboot", "kexec", "soft-reboot", "poweroff", "halt"];
+    let units = targets.map(|kind| format!("{kind}.target"));
+    let asked = units.each_ref().map(String::as_str);
+    for unit in within(manager.list_units_by_names(&asked))
+        .await
+        .unwrap_or_default()
+    {
+        let (name, active, job) = (&unit.0, &unit.3, unit.7);
+        if job != 0 || active == "active" {
+            return name.strip_suffix(".target").map(leave_of);
+        }
+    }
     let login = LoginManagerProxy::new(&bus).await.ok()?;
     Some(shutdown_kind(&login).await)
 }

@@ -13,29 +13,34 @@ const MAX_SESSIONS: usize = 512;
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
 /// Sessions as counted now. What nobody can tell is None, never zero.
+///
+/// Logind knows sessions that began through PAM, the login records those of programs that write
+/// them: the larger count of the living is told. A session that logind calls closing has lost its
+/// connection while its programs run on.
 pub async fn count() -> SessionCounts {
-    let active = match from_logind().await {
-        Some(active) => Some(active),
-        None => tokio::task::spawn_blocking(from_login_records)
-            .await
-            .ok()
-            .flatten(),
-    };
-    // Neither source tells a session without a connection from one with.
+    let records = tokio::task::spawn_blocking(from_login_records)
+        .await
+        .ok()
+        .flatten();
+    let logind = from_logind().await;
+    let active = logind.map(|(active, _)| active);
     SessionCounts {
-        active,
-        ..SessionCounts::default()
+        active: active.max(records),
+        disconnected: logind.map(|(_, closing)| closing),
+        // Neither source knows of sessions that are being set up.
+        pending: None,
     }
 }
 
-async fn from_logind() -> Option<u32> {
+/// Sessions of users: those alive, and those that are closing.
+async fn from_logind() -> Option<(u32, u32)> {
     let bus = connect().await.ok()?;
     let manager = LoginManagerProxy::new(&bus).await.ok()?;
     let listed = within(manager.list_sessions()).await.ok()?;
     if listed.len() > MAX_SESSIONS {
         return None;
     }
-    let mut active = 0;
+    let (mut active, mut closing) = (0, 0);
     for (.., path) in listed {
         let session = LoginSessionProxy::new(&bus, path).await.ok()?;
         // A session may end while it is looked at.
@@ -43,11 +48,13 @@ async fn from_logind() -> Option<u32> {
         else {
             continue;
         };
-        if class.starts_with("user") && state != "closing" {
-            active += 1;
+        match (class.starts_with("user"), &*state) {
+            (false, _) => {}
+            (true, "closing") => closing += 1,
+            (true, _) => active += 1,
         }
     }
-    Some(active)
+    Some((active, closing))
 }
 
 fn from_login_records() -> Option<u32> {
