@@ -267,6 +267,12 @@ fn an_announced_shutdown_survives_silence_and_a_hello() {
             "a hello alone ends nothing"
         );
         assert!(world.codes().contains(&"STARTING".to_owned()));
+        let _ = world.report(&[("domain", Outcome::Unknown(UnknownCause::NotYetRun))]);
+        assert_eq!(
+            world.status(),
+            Status::Shutdown,
+            "nor does a report that settles nothing"
+        );
         let _ = world.report(&[]);
         assert_eq!(world.status(), Status::Available);
     }
@@ -396,6 +402,55 @@ fn a_fatal_check_that_failed_before_the_upgrade_does_not_fail_it() {
 }
 
 #[test]
+fn an_upgrade_ends_only_with_a_settled_report() {
+    let mut world = World::available();
+    let _ = world.report(&[
+        ("domain", Outcome::Fail),
+        ("session_listener", Outcome::Fail),
+    ]);
+    let epoch = world.live();
+    let _ = world.handle(Event::Upgrade(epoch, upgrading("a", "0.2.0")));
+    let _ = world.stream_ends();
+    (world.version, world.boot) = ("0.2.0", 2);
+    let _ = world.open();
+    let _ = world.report(&[(
+        "session_listener",
+        Outcome::Unknown(UnknownCause::NotYetRun),
+    )]);
+    assert_eq!(
+        world.status(),
+        Status::Upgrading,
+        "nothing passed before, and nothing is known yet"
+    );
+    let _ = world.report(&[]);
+    assert_eq!(world.status(), Status::Available);
+}
+
+#[test]
+fn a_result_is_carried_only_until_it_goes_stale() {
+    let mut world = World::available();
+    let epoch = world.live();
+    let beat = Beat {
+        sequence: 10,
+        state_hash: 1,
+        results_valid: secs(5),
+        sessions: SessionCounts::default(),
+    };
+    let _ = world.handle(Event::Beat(epoch, beat));
+    let _ = world.stream_ends();
+    world.pass(secs(6));
+    let _ = world.open();
+    let _ = world.report(&[(
+        "session_listener",
+        Outcome::Unknown(UnknownCause::NotYetRun),
+    )]);
+    assert_eq!(
+        (world.status(), world.codes()),
+        (Status::Unavailable, vec!["STARTING".into()])
+    );
+}
+
+#[test]
 fn an_upgrade_without_an_end_fails_by_its_deadline() {
     let mut world = World::available();
     let epoch = world.live();
@@ -415,6 +470,8 @@ fn an_upgrade_without_an_end_fails_by_its_deadline() {
     );
     let effects = world.handle(Event::Deadline);
     assert_eq!(effects.transition.unwrap().to, Status::UpgradeFailed);
+    assert!(effects.persist);
+    assert!(matches!(&world.host.facts().upgrade, Upgrade::Failed(failed) if failed.timed_out));
     assert_eq!(world.codes(), ["UPGRADE_TIMED_OUT"]);
     assert!(world.assess().connectable_new, "the old version works on");
     // The same attempt, restated, stays failed; a new one begins anew; a version ends it.
@@ -673,6 +730,31 @@ fn a_restarted_broker_answers_as_it_did_until_the_host_speaks() {
             assert_eq!(world.assess().presence, Presence::Confirmed);
         }
     }
+}
+
+#[test]
+fn runs_from_before_the_brokers_restart_count_after_it() {
+    let mut world = World::available();
+    world.restart_broker(secs(2), false);
+    let _ = world.open();
+    let epoch = world.live();
+    let checks = ALL_CHECKS.map(|check| CheckResult {
+        age: Some(secs(25)),
+        ..result(check, Outcome::Pass)
+    });
+    let report = Report {
+        sequence: 1,
+        state_hash: 1,
+        results_valid: VALID,
+        checks: checks.to_vec(),
+        listeners: vec![],
+        sessions: SessionCounts::default(),
+        policy_revision: "default-1".into(),
+        power: PowerAnnouncement::Running,
+        upgrade: UpgradeAnnouncement::Silent,
+    };
+    let _ = world.handle(Event::Report(epoch, report));
+    assert_eq!(world.status(), Status::Available);
 }
 
 #[test]
