@@ -7,6 +7,7 @@ mod documents;
 mod idle;
 mod independent;
 mod operators;
+mod quickstart;
 mod real_agent;
 mod restarts;
 mod start_up;
