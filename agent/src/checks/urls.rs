@@ -417,7 +417,7 @@ mod tests {
         let plain = serve(b"this is no TLS at all, not even close to it").await;
         let table = [
             (at("http", closed().await), "TCP_REFUSED"),
-            (at("https", plain), "TLS_FAILED"),
+            (at("https", plain), "TLS_NOT_SPOKEN"),
             ("https://nowhere.invalid/".to_owned(), "DNS_"),
         ];
         for (url, code) in table {

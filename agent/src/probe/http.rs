@@ -120,6 +120,15 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
 fn tls_problem(error: &rustls::Error) -> Problem {
     use rustls::CertificateError as Bad;
     let (code, remedy) = match error {
+        rustls::Error::InvalidMessage(_) => {
+            return Problem {
+                code: "TLS_NOT_SPOKEN",
+                message: "what listens there does not speak TLS".to_owned(),
+                remedy: Remedy::text(
+                    "See whether the URL should begin with http:// or has another port.",
+                ),
+            };
+        }
         rustls::Error::InvalidCertificate(Bad::UnknownIssuer) => (
             "TLS_UNKNOWN_CA",
             "A proxy may look into the connection: install its CA certificate, or exempt this URL.",
