@@ -250,6 +250,18 @@ async fn doctor_works_alone_and_says_how_bad_it_is() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_unknown_check_is_named_with_those_that_are() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let agent = Agent::new(folder.path(), "desk-1", "")?;
+    let output = agent.cli(&["doctor", "--check", "session_listner"]).await?;
+    ensure!(output.code == Some(64), "{output:?}");
+    for part in ["session_listner", "session_listener", "urls"] {
+        ensure!(output.stderr.contains(part), "{part}: {output:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_typo_in_the_configuration_is_named() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let agent = Agent::new(
@@ -258,7 +270,7 @@ async fn a_typo_in_the_configuration_is_named() -> Result<()> {
         "[check.urls]\nintervall = \"3s\"\n",
     )?;
     let output = agent.cli(&["doctor"]).await?;
-    ensure!(output.code.is_some_and(|code| code != 0), "{output:?}");
+    ensure!(output.code == Some(78), "{output:?}");
     let place = format!("{}:5", agent.config().display());
     for part in [&*place, "`intervall`", "`interval`"] {
         ensure!(output.stderr.contains(part), "{part}: {output:?}");

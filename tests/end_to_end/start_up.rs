@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use muster_broker::store::{Batch, EmbeddedStore, Store as _, keys};
 use muster_tests::{
     broker::{Broker, Folder, Settings},
     process::{self, Output},
@@ -127,9 +128,10 @@ fn store_file(folder: &Folder) -> Result<PathBuf> {
     stores.next().context("no store file")
 }
 
-/// Damages the store of a stopped broker and asserts that a start is refused, names the file, and
-/// leaves it byte for byte.
-async fn refuses(damage: impl FnOnce(&Path) -> Result<()>, word: &str) -> Result<()> {
+/// Damages the store of a stopped broker and asserts that a start is refused with the file and a
+/// word, and that the broker starts again with the store restored. Tells whether the refused start
+/// left the file byte for byte.
+async fn refuses(damage: impl FnOnce(&Path) -> Result<()>, word: &str) -> Result<bool> {
     let mut broker = Broker::start().await?;
     let token = broker.token("default", None, 1).await?;
     broker.way_in().enrol(&token, "host-1").await?;
@@ -140,16 +142,12 @@ async fn refuses(damage: impl FnOnce(&Path) -> Result<()>, word: &str) -> Result
     let damaged = fs::read(&store)?;
     let output = fails_to_start(broker.folder()).await?;
     says(&output, &[&store.display().to_string(), word])?;
-    ensure!(
-        fs::read(&store)? == damaged,
-        "the refused store was changed"
-    );
+    let untouched = fs::read(&store)? == damaged;
 
-    // With the file restored it is as before.
     fs::write(&store, whole)?;
     broker.start_again().await?;
     broker.verdict("host-1").await?;
-    Ok(())
+    Ok(untouched)
 }
 
 #[tokio::test]
@@ -158,12 +156,17 @@ async fn a_store_cut_in_half_is_refused() -> Result<()> {
         let bytes = fs::read(store)?;
         Ok(fs::write(store, &bytes[..bytes.len() / 2])?)
     };
-    refuses(cut, "damaged").await
+    ensure!(refuses(cut, "damaged").await?, "it was changed");
+    Ok(())
 }
 
 #[tokio::test]
 async fn an_empty_store_is_refused() -> Result<()> {
-    refuses(|store| Ok(fs::write(store, "")?), "empty").await
+    ensure!(
+        refuses(|store| Ok(fs::write(store, "")?), "empty").await?,
+        "it was changed"
+    );
+    Ok(())
 }
 
 #[tokio::test]
@@ -176,7 +179,22 @@ async fn a_store_with_flipped_bytes_is_refused() -> Result<()> {
         }
         Ok(fs::write(store, bytes)?)
     };
-    refuses(flip, "damaged").await
+    ensure!(refuses(flip, "damaged").await?, "it was changed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_store_from_a_newer_version_is_refused() -> Result<()> {
+    let age = |store: &Path| {
+        let newer = Batch {
+            require: Vec::new(),
+            write: vec![(keys::FORMAT.to_vec(), Some(b"99".to_vec()))],
+        };
+        EmbeddedStore::open(store)?.commit(&[newer])?;
+        Ok(())
+    };
+    // The store's library notes in the file's head that it was opened; the contents stay.
+    refuses(age, "format 99").await.map(drop)
 }
 
 #[tokio::test]
