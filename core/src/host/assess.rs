@@ -75,7 +75,8 @@ impl<'a> View<'a> {
             facts,
             context,
             presence,
-            settled: !presence.is_absent() && facts.health.is_settled(context.policy),
+            settled: !presence.is_absent()
+                && facts.health.is_settled(context.policy, context.now.wall),
             checks: judged_checks(facts, context, presence),
             upgrade: upgrade_view(facts, context.now.mono),
         }

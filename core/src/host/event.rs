@@ -95,6 +95,8 @@ pub enum Event {
     Drain(Drain),
     /// Drains were lifted, durably.
     Undrain(Undrain),
+    /// The pool's policy changed.
+    PolicyChanged,
     /// The broker itself was stopped for so long that it knows nothing of the present: the same
     /// as a restart.
     BrokerStalled,
@@ -132,6 +134,7 @@ impl Event {
             Self::Deadline => "deadline",
             Self::Drain(_) => "drain",
             Self::Undrain(_) => "undrain",
+            Self::PolicyChanged => "policy",
             Self::BrokerStalled => "broker_stalled",
         }
     }

@@ -228,14 +228,26 @@ impl Health {
 
     /// Every check that is fatal in `policy` has a finished run that counts.
     #[must_use]
-    pub fn is_settled(&self, policy: &PoolPolicy) -> bool {
+    pub fn is_settled(&self, policy: &PoolPolicy, now: Timestamp) -> bool {
         policy.fatal_checks().all(|name| {
-            self.get(name).is_some_and(|held| {
+            let held = self.get(name);
+            if held.is_none_or(|held| !held.has_run()) && excused(policy, name, now) {
+                return true;
+            }
+            held.is_some_and(|held| {
                 held.result.outcome == Outcome::Unknown(UnknownCause::Unsupported)
                     || held.has_run() && held.began.is_some_and(|began| began >= self.barrier)
             })
         })
     }
+}
+
+/// The check became fatal so recently that a host without a result is not blamed for it.
+fn excused(policy: &PoolPolicy, name: &CheckName, now: Timestamp) -> bool {
+    policy
+        .newly_fatal
+        .get(name)
+        .is_some_and(|until| now < *until)
 }
 
 /// What a failure of `held` means: a check that the agent does not have is at most `NonFatal`.

@@ -141,6 +141,8 @@ impl Host {
             Event::Deadline => {}
             Event::Drain(drain) => self.drain(drain, &mut effects),
             Event::Undrain(which) => self.undrain(&which, &mut effects),
+            // The policy stands in the context.
+            Event::PolicyChanged => {}
             Event::BrokerStalled => self.broker_stalled(),
         }
         // A word that was not taken changes nothing; what changed did so by time alone.
@@ -279,7 +281,7 @@ impl Host {
             },
         }
         effects.persist |= upgrade::announce(&mut self.facts, &hello.upgrade, context.policy, now);
-        effects.persist |= upgrade::see_version(&mut self.facts, context.policy, false);
+        effects.persist |= upgrade::see_version(&mut self.facts, context, false);
         effects.recheck = matches!(self.facts.link, Link::Lost { .. });
     }
 
@@ -310,7 +312,7 @@ impl Host {
                 self.take_sessions(beat.sessions, now);
                 if self.facts.health.state_hash != Some(beat.state_hash) {
                     effects.resync = Some("state differs");
-                } else if !self.facts.health.is_settled(context.policy) {
+                } else if !self.facts.health.is_settled(context.policy, now.wall) {
                     // A run that ends as the one before changes no hash, and may be the one that
                     // settles the host.
                     effects.resync = Some("not settled yet");
@@ -353,10 +355,10 @@ impl Host {
             lease,
             ended: None,
         });
-        let was_settled = self.facts.health.is_settled(context.policy);
+        let was_settled = self.facts.health.is_settled(context.policy, now.wall);
         take_results(&mut self.facts, report.checks, report.results_valid, now);
         self.facts.health.state_hash = Some(report.state_hash);
-        let settled = self.facts.health.is_settled(context.policy);
+        let settled = self.facts.health.is_settled(context.policy, now.wall);
         if was_settled && !settled {
             self.facts.health.unsettled_since = now.wall;
         }
@@ -375,7 +377,7 @@ impl Host {
             PowerAnnouncement::Running => {}
         }
         effects.persist |= upgrade::announce(&mut self.facts, &report.upgrade, context.policy, now);
-        effects.persist |= upgrade::see_version(&mut self.facts, context.policy, true);
+        effects.persist |= upgrade::see_version(&mut self.facts, context, true);
     }
 
     fn leaving(&mut self, epoch: Epoch, power: PowerAnnouncement, now: Now, effects: &mut Effects) {
@@ -567,12 +569,18 @@ pub(super) fn next_deadline(
         .session
         .as_ref()
         .map(|session| session_ends(facts, session));
+    let excused = context
+        .policy
+        .newly_fatal
+        .values()
+        .map(|until| context.now.mono_at(*until));
     link.into_iter()
         .chain(upgrade)
         .chain([power, session])
         .flatten()
         .chain(results)
         .chain(drains)
+        .chain(excused)
         .filter(|deadline| *deadline > context.now.mono)
         .min()
 }

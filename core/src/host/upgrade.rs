@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::{Facts, FailedUpgrade, InProgress, Upgrade, limits, reasons::timed_out_text};
+use super::{Context, Facts, FailedUpgrade, InProgress, Upgrade, limits, reasons::timed_out_text};
 use crate::model::{
     CheckName, Now, Outcome, PoolPolicy, UpgradeAnnouncement, UpgradeAttempt, at_or_above,
 };
@@ -79,14 +79,14 @@ pub(super) fn announce(
 
 /// Ends an upgrade whose version is seen: a failed one at once, one under way as soon as the host
 /// is settled and nothing fatal fails that passed before.
-pub(super) fn see_version(facts: &mut Facts, policy: &PoolPolicy, reported: bool) -> bool {
+pub(super) fn see_version(facts: &mut Facts, context: &Context<'_>, reported: bool) -> bool {
     let done = match &facts.upgrade {
         Upgrade::None => false,
         Upgrade::Failed(failed) => version_is_seen(facts, &failed.attempt),
         Upgrade::InProgress(upgrade) => {
             reported
                 && version_is_seen(facts, &upgrade.attempt)
-                && facts.health.is_settled(policy)
+                && facts.health.is_settled(context.policy, context.now.wall)
                 && upgrade.passed_before.iter().all(|name| {
                     facts
                         .health

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{CheckName, Severity};
@@ -77,6 +78,17 @@ pub struct PoolPolicy {
     pub max_sessions: Option<u32>,
     /// Which connections a host that is Upgrading takes.
     pub upgrading_accepts: UpgradingAccepts,
+    /// Connectable hosts that the pool needs to serve; no rollout goes below.
+    pub min_available: u32,
+    /// Paces that differ from the hosts' own configuration.
+    pub paces: BTreeMap<CheckName, CheckPace>,
+    /// URLs that hosts must reach.
+    pub urls: Vec<RequiredUrl>,
+    /// Domain that hosts must be joined to; none where the pool expects none.
+    pub expected_domain: Option<String>,
+    /// Checks that became fatal with this policy: a host without a result counts as settled until
+    /// then, so that a change never throws out a pool before it could answer.
+    pub newly_fatal: BTreeMap<CheckName, Timestamp>,
 }
 
 impl Default for PoolPolicy {
@@ -90,6 +102,11 @@ impl Default for PoolPolicy {
                 .collect(),
             max_sessions: None,
             upgrading_accepts: UpgradingAccepts::None,
+            min_available: 1,
+            paces: BTreeMap::new(),
+            urls: Vec::new(),
+            expected_domain: None,
+            newly_fatal: BTreeMap::new(),
         }
     }
 }
@@ -102,6 +119,31 @@ impl PoolPolicy {
             .get(check)
             .copied()
             .unwrap_or(Severity::NonFatal)
+    }
+
+    /// This policy as one that takes the place of `before` at `at`: a check that it makes fatal
+    /// counts after its first result, or after two of its intervals and a timeout.
+    #[must_use]
+    pub fn taking_over(mut self, before: &Self, at: Timestamp) -> Self {
+        let newly: Vec<CheckName> = self
+            .fatal_checks()
+            .filter(|name| before.severity(name) != Severity::Fatal)
+            .cloned()
+            .collect();
+        let still = before
+            .newly_fatal
+            .iter()
+            .filter(|(name, until)| self.severity(name) == Severity::Fatal && **until > at)
+            .map(|(name, until)| (name.clone(), *until))
+            .collect();
+        self.newly_fatal = still;
+        for name in newly {
+            let pace = self.paces.get(&name).copied().unwrap_or_default();
+            let grace = pace.interval.saturating_mul(2).saturating_add(pace.timeout);
+            let until = at.checked_add(grace).unwrap_or(Timestamp::MAX);
+            self.newly_fatal.insert(name, until);
+        }
+        self
     }
 
     /// The checks without which a host is not settled.

@@ -852,3 +852,48 @@ fn a_stalled_broker_trusts_what_it_knew_and_not_its_clock() {
     let _ = world.report(&[]);
     assert_eq!(world.assess().presence, Presence::Confirmed);
 }
+
+#[test]
+fn a_newly_required_check_counts_after_its_first_result_or_its_grace() {
+    let stricter = |world: &World| {
+        let mut policy = PoolPolicy::default();
+        policy.severities.insert(name("gpu"), Severity::Fatal);
+        policy.taking_over(&world.policy, world.now.wall)
+    };
+    let mut world = World::available();
+    let before = world.host.told().sequence;
+    world.policy = stricter(&world);
+    let effects = world.handle(Event::PolicyChanged);
+    assert_eq!(effects.transition, None, "nobody is thrown out by a change");
+    for _ in 0..6 {
+        world.pass(secs(10));
+        let _ = world.beat();
+    }
+    assert_eq!(world.host.told().sequence, before);
+    world.pass(secs(10));
+    let effects = world.beat();
+    assert_eq!(
+        effects.transition.unwrap().to,
+        Status::Unavailable,
+        "2 x 30 s + 10 s are over"
+    );
+    assert_eq!(effects.resync, Some("not settled yet"));
+
+    let mut world = World::available();
+    world.policy = stricter(&world);
+    let _ = world.report(&[("gpu", Outcome::Fail)]);
+    assert_eq!(
+        world.codes()[0],
+        "FATAL_CHECK_FAILED",
+        "its first result counts at once"
+    );
+    let _ = world.report(&[("gpu", Outcome::Unknown(UnknownCause::Unsupported))]);
+    assert_eq!(
+        world.status(),
+        Status::NeedsAssistance,
+        "unsupported is never fatal"
+    );
+    // A change that follows does not begin the grace anew.
+    let again = stricter(&world);
+    assert_eq!(again.newly_fatal, world.policy.newly_fatal);
+}
