@@ -8,6 +8,7 @@ pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod metrics;
+pub mod policy;
 pub mod registry;
 pub mod serve;
 pub mod services;

@@ -92,6 +92,9 @@ reasons! {
     REQUEST_INVALID, InvalidArgument, GiveUp, "A request breaks the contract; the metadata names the field.";
     PAGE_TOKEN_INVALID, InvalidArgument, GiveUp, "The page token is not one of this listing.";
     POOL_UNKNOWN, NotFound, GiveUp, "There is no such pool.";
+    POLICY_INVALID, InvalidArgument, GiveUp, "A pool's policy has a key or a value that is not allowed.";
+    POLICY_TOO_SHARP, FailedPrecondition, GiveUp, "A policy would turn more than a tenth of a pool's connectable hosts to no, and was not forced.";
+    HOST_NOT_CONNECTED, FailedPrecondition, GiveUp, "The host has no session with this broker just now.";
     DRAIN_UNKNOWN, NotFound, GiveUp, "There is no such drain.";
     DRAIN_LIMIT, ResourceExhausted, GiveUp, "The host has as many drains as it may have.";
 }

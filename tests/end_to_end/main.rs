@@ -3,10 +3,12 @@
 
 mod bad_enrolment;
 mod bad_sessions;
+mod checks;
 mod documents;
 mod idle;
 mod independent;
 mod operators;
+mod pools;
 mod quickstart;
 mod real_agent;
 mod restarts;

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::{
     CertCommand, Command, Failure, Global, Output, RoleArg, TokenCommand,
     client::{connect, connection, fleet, refused},
-    render,
+    pools, render,
 };
 use crate::{
     Config,
@@ -91,6 +91,10 @@ pub(super) async fn run(
             say(answer.verdict, global)?;
         }
         Command::Remove { name } => remove(name, global, config).await?,
+        Command::Recheck { name, check, wait } => {
+            return recheck(name, check, wait, global, config).await;
+        }
+        Command::Pool(command) => pools::run(command, global, config).await?,
         Command::Cert(CertCommand::Issue {
             role,
             name,
@@ -219,6 +223,42 @@ async fn host(name: String, global: &Global, config: &Config) -> Result<(), Fail
         Output::Json => json_line(&host),
         Output::Table => print(format_args!("{}", render::host(&host))),
     }
+}
+
+/// Exits 0 if every result is a fresh one, 2 if some did not come in time.
+async fn recheck(
+    name: String,
+    checks: Vec<String>,
+    wait: HumanDuration,
+    global: &Global,
+    config: &Config,
+) -> Result<ExitCode, Failure> {
+    let mut client = fleet(connect(global, config).await?);
+    let request = v1::RecheckHostRequest {
+        name,
+        checks,
+        wait_ms: millis(wait.0),
+    };
+    let answer = client
+        .recheck_host(request)
+        .await
+        .map_err(refused)?
+        .into_inner();
+    let host = HostView::try_from(answer.host.unwrap_or_default())?;
+    match global.output {
+        Output::Json => json_line(&json!({ "complete": answer.complete, "host": host }))?,
+        Output::Table => {
+            print(format_args!("{}", render::host(&host)))?;
+            if !answer.complete {
+                eprintln!("muster-broker: not every check finished within {wait}");
+            }
+        }
+    }
+    Ok(if answer.complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(CANNOT_TELL)
+    })
 }
 
 async fn history(
@@ -409,7 +449,7 @@ async fn cert_issue(
     }
 }
 
-fn json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
+pub(super) fn json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(format_args!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
@@ -418,7 +458,7 @@ fn json_compact(value: &impl serde::Serialize) -> Result<(), Failure> {
 }
 
 /// Writes to standard output. A reader that went away (`| head`) is no failure.
-fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+pub(super) fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_fmt(text).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

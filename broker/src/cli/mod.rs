@@ -5,6 +5,7 @@
 
 mod client;
 mod commands;
+mod pools;
 mod render;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
@@ -129,6 +130,17 @@ enum Command {
         #[arg(long, env = "MUSTER_INTENT", value_enum, default_value = "new")]
         intent: IntentArg,
     },
+    /// Runs the checks of a host now and shows what they find
+    Recheck {
+        /// Name of the host
+        name: String,
+        /// Only this check
+        #[arg(long, env = "MUSTER_CHECK")]
+        check: Vec<String>,
+        /// Wait at most this long for the results
+        #[arg(long, env = "MUSTER_WAIT", value_name = "TIME", default_value = "30s")]
+        wait: HumanDuration,
+    },
     /// Takes a host out for new sessions
     Drain {
         /// Name of the host
@@ -159,6 +171,9 @@ enum Command {
         /// Name of the host
         name: String,
     },
+    /// Pools and their policies
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Certificates for front ends, viewers and operators
     #[command(subcommand)]
     Cert(CertCommand),
@@ -183,6 +198,34 @@ enum TokenCommand {
         /// How long it may be used, at most 30d
         #[arg(long, env = "MUSTER_TTL", value_name = "TIME", default_value = "1h")]
         ttl: HumanDuration,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PoolCommand {
+    /// Shows all pools, or one with its policy
+    Show {
+        /// Name of the pool
+        name: Option<String>,
+    },
+    /// Says which hosts would change if the policy in FILE took effect
+    #[command(after_help = "Example:\n  muster-broker pool preview vdi vdi.toml")]
+    Preview {
+        /// Name of the pool
+        name: String,
+        /// The policy, TOML
+        file: PathBuf,
+    },
+    /// Puts the policy in FILE in force
+    #[command(after_help = "Example:\n  muster-broker pool set vdi vdi.toml")]
+    Set {
+        /// Name of the pool
+        name: String,
+        /// The policy, TOML
+        file: PathBuf,
+        /// Even if it turns more than a tenth of the connectable hosts to no
+        #[arg(long, env = "MUSTER_FORCE")]
+        force: bool,
     },
 }
 

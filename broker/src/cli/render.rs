@@ -27,11 +27,11 @@ fn ago(at: Timestamp) -> String {
     }
 }
 
-fn yes_no(value: bool) -> &'static str {
+pub(super) fn yes_no(value: bool) -> &'static str {
     if value { "yes" } else { "no" }
 }
 
-fn table<const N: usize>(titles: [&str; N]) -> Table {
+pub(super) fn table<const N: usize>(titles: [&str; N]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
@@ -85,7 +85,7 @@ fn status_text(verdict: &Verdict) -> String {
     }
 }
 
-fn short(reason: &Reason) -> String {
+pub(super) fn short(reason: &Reason) -> String {
     if reason.subject.is_empty() {
         format!("{}: {}", reason.code, reason.message)
     } else {

@@ -1,17 +1,20 @@
 //! One host's cell: its state behind a short lock, and what questions read beside it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
 use muster_core::{
     host::{Host, Snapshot},
-    model::Epoch,
+    model::{CheckName, Epoch, PoolPolicy},
 };
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
 /// What answers are computed from.
 #[derive(Debug)]
@@ -37,9 +40,59 @@ pub enum SessionEnd {
     Stopping,
 }
 
+/// What the broker wants of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionWord {
+    /// It is over.
+    End(SessionEnd),
+    /// The agent shall run these checks now; none for all.
+    Recheck(Vec<CheckName>),
+    /// The agent shall send a full report.
+    Resync(&'static str),
+    /// The pool's policy changed.
+    Policy,
+}
+
+/// Words that may wait for one session. What does not fit is left out but for the end: each is
+/// said again by whoever needs it.
+const WORDS_MAX: usize = 8;
+
+/// The broker's words for one session.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    words: Mutex<VecDeque<SessionWord>>,
+    wake: Notify,
+}
+
+impl Mailbox {
+    fn put(&self, word: SessionWord) {
+        let mut words = self.words.lock();
+        if matches!(word, SessionWord::End(_)) {
+            words.clear();
+        }
+        if words.len() < WORDS_MAX {
+            words.push_back(word);
+        }
+        drop(words);
+        self.wake.notify_one();
+    }
+
+    /// The next word, waited for.
+    pub async fn next(&self) -> SessionWord {
+        loop {
+            // Made before the look, so that a word put in between wakes it.
+            let woken = self.wake.notified();
+            if let Some(word) = self.words.lock().pop_front() {
+                return word;
+            }
+            woken.await;
+        }
+    }
+}
+
 struct Handle {
     epoch: Epoch,
-    end: oneshot::Sender<SessionEnd>,
+    mailbox: Arc<Mailbox>,
 }
 
 /// One host.
@@ -47,6 +100,9 @@ pub struct Cell {
     host: Mutex<Host>,
     published: ArcSwap<Published>,
     session: Mutex<Option<Handle>>,
+    policy: ArcSwap<PoolPolicy>,
+    /// Wakes whoever waits for a report.
+    reported: Notify,
     retired: AtomicBool,
 }
 
@@ -62,7 +118,7 @@ impl std::fmt::Debug for Cell {
 impl Cell {
     /// A cell for `host`.
     #[must_use]
-    pub fn new(host: Host, revision: u64) -> Self {
+    pub fn new(host: Host, revision: u64, policy: Arc<PoolPolicy>) -> Self {
         let published = ArcSwap::from_pointee(Published {
             snapshot: host.snapshot(),
             revision,
@@ -71,6 +127,8 @@ impl Cell {
             host: Mutex::new(host),
             published,
             session: Mutex::default(),
+            policy: ArcSwap::new(policy),
+            reported: Notify::new(),
             retired: AtomicBool::new(false),
         }
     }
@@ -99,18 +157,38 @@ impl Cell {
         self.retired.load(Ordering::Acquire)
     }
 
+    /// The policy that judges this host.
+    #[must_use]
+    pub fn policy(&self) -> Arc<PoolPolicy> {
+        self.policy.load_full()
+    }
+
+    pub(super) fn set_policy(&self, policy: Arc<PoolPolicy>) {
+        self.policy.store(policy);
+    }
+
+    /// Wakes when a report was taken, if it is waited for before.
+    #[must_use]
+    pub fn reported(&self) -> &Notify {
+        &self.reported
+    }
+
     /// Registers the session that now speaks for the host; the one before it ends. None if a
     /// newer one speaks already.
-    pub fn adopt(&self, epoch: Epoch) -> Option<oneshot::Receiver<SessionEnd>> {
-        let (end, ended) = oneshot::channel();
+    pub fn adopt(&self, epoch: Epoch) -> Option<Arc<Mailbox>> {
+        let mailbox = Arc::new(Mailbox::default());
         let mut session = self.session.lock();
         if session.as_ref().is_some_and(|handle| handle.epoch > epoch) {
             return None;
         }
-        if let Some(before) = session.replace(Handle { epoch, end }) {
-            let _ = before.end.send(SessionEnd::Replaced);
+        let handle = Handle {
+            epoch,
+            mailbox: mailbox.clone(),
+        };
+        if let Some(before) = session.replace(handle) {
+            before.mailbox.put(SessionWord::End(SessionEnd::Replaced));
         }
-        Some(ended)
+        Some(mailbox)
     }
 
     /// Ends the session of that epoch, if it is still the one that speaks.
@@ -119,14 +197,33 @@ impl Cell {
         if session.as_ref().is_some_and(|handle| handle.epoch == epoch)
             && let Some(handle) = session.take()
         {
-            let _ = handle.end.send(why);
+            handle.mailbox.put(SessionWord::End(why));
         }
     }
 
     /// Ends whatever session speaks for the host.
     pub fn end_session(&self, why: SessionEnd) {
         if let Some(handle) = self.session.lock().take() {
-            let _ = handle.end.send(why);
+            handle.mailbox.put(SessionWord::End(why));
+        }
+    }
+
+    /// A word for the session that speaks for the host; false if none does.
+    pub fn say(&self, word: SessionWord) -> bool {
+        match self.session.lock().as_ref() {
+            Some(handle) => {
+                handle.mailbox.put(word);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The session of that epoch is gone.
+    pub fn forget(&self, epoch: Epoch) {
+        let mut session = self.session.lock();
+        if session.as_ref().is_some_and(|handle| handle.epoch == epoch) {
+            *session = None;
         }
     }
 }

@@ -29,12 +29,13 @@ use muster_runtime::clock;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-pub use cell::{Cell, Published, SessionEnd};
+pub use cell::{Cell, Mailbox, Published, SessionEnd, SessionWord};
 pub use log::{Change, ChangeLog, Gone, What};
 pub use ticker::{Progress, run_ticker};
 
 use crate::{
     metrics::Metrics,
+    policy::PolicyRecord,
     store::{Store, StoreError, Ticket, WriteQueue, decode, encode, keys},
 };
 
@@ -64,7 +65,8 @@ pub struct Registry {
     /// End of the window in nanoseconds since the clock's origin, 0 when closed: for questions.
     window_ends: AtomicU64,
     wheel: Mutex<Wheel<HostId>>,
-    policy: Arc<PoolPolicy>,
+    policies: ArcSwap<HashMap<PoolName, Arc<PoolPolicy>>>,
+    default_policy: Arc<PoolPolicy>,
     pace: Pace,
     queue: WriteQueue,
     metrics: Arc<Metrics>,
@@ -91,6 +93,36 @@ pub struct Outcome {
     pub effects: Effects,
     /// When what must be durable is; none if nothing must be.
     pub ticket: Option<Ticket>,
+}
+
+/// Facts as published, and what judges them, at one instant.
+#[derive(Debug)]
+pub struct Question {
+    /// The facts.
+    pub published: Arc<Published>,
+    policy: Arc<PoolPolicy>,
+    now: Now,
+    window_ends: Option<Mono>,
+    broker_late: bool,
+}
+
+impl Question {
+    /// What judges, under the policy in force.
+    #[must_use]
+    pub fn context(&self) -> Context<'_> {
+        self.context_under(&self.policy)
+    }
+
+    /// What would judge, under another policy.
+    #[must_use]
+    pub fn context_under<'a>(&'a self, policy: &'a PoolPolicy) -> Context<'a> {
+        Context {
+            now: self.now,
+            policy,
+            window_ends: self.window_ends,
+            broker_late: self.broker_late,
+        }
+    }
 }
 
 /// The broker cannot vouch for its answers: its own clock tick is late by more than a lease.
@@ -128,7 +160,8 @@ impl Registry {
             window: Mutex::new(None),
             window_ends: AtomicU64::new(0),
             wheel: Mutex::default(),
-            policy: Arc::new(PoolPolicy::default()),
+            policies: ArcSwap::default(),
+            default_policy: Arc::new(PoolPolicy::default()),
             pace,
             queue,
             metrics,
@@ -142,13 +175,15 @@ impl Registry {
             }),
             counts: Mutex::default(),
         };
+        registry.policies.store(Arc::new(read_policies(store)?));
         let hosts = registry.read_hosts(store, now)?;
         if !hosts.is_empty() {
             let window = RestartWindow::open(now.mono, pace.terms.lease, pace.reconnect_window);
             registry.set_window(Some(window));
         }
         for host in hosts {
-            let cell = Arc::new(Cell::new(host, 0));
+            let policy = registry.policy(&host.facts().identity.pool);
+            let cell = Arc::new(Cell::new(host, 0, policy));
             registry.insert(&cell);
             // Whatever ended while the broker was down ends now, and the wheel learns the rest.
             registry.apply(&cell, Event::Deadline);
@@ -185,7 +220,8 @@ impl Registry {
 
     /// Adds a host whose enrolment is durable. The caller wrote its first record.
     pub fn enrol(&self, host: Host, effects: &Effects) -> Arc<Cell> {
-        let cell = Arc::new(Cell::new(host, 0));
+        let policy = self.policy(&host.facts().identity.pool);
+        let cell = Arc::new(Cell::new(host, 0, policy));
         self.insert(&cell);
         let mut locked = cell.lock();
         self.publish(&cell, &mut locked, effects, &self.now());
@@ -289,10 +325,12 @@ impl Registry {
             .store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Release);
     }
 
-    fn context(&self, now: Now) -> Context<'_> {
+    /// What judges at `now` under `policy`.
+    #[must_use]
+    pub fn context<'a>(&self, now: Now, policy: &'a PoolPolicy) -> Context<'a> {
         Context {
             now,
-            policy: &self.policy,
+            policy,
             window_ends: self.window_end(),
             broker_late: false,
         }
@@ -300,8 +338,25 @@ impl Registry {
 
     /// The policy of a pool.
     #[must_use]
-    pub fn policy(&self, _pool: &PoolName) -> Arc<PoolPolicy> {
-        self.policy.clone()
+    pub fn policy(&self, pool: &PoolName) -> Arc<PoolPolicy> {
+        let policies = self.policies.load();
+        policies.get(pool).unwrap_or(&self.default_policy).clone()
+    }
+
+    /// Puts a policy in force that is durable: judges every host of the pool by it, and tells
+    /// their agents. Changes are made one at a time by the caller.
+    pub fn set_policy(self: &Arc<Self>, pool: &PoolName, policy: PoolPolicy) {
+        let policy = Arc::new(policy);
+        let mut policies: HashMap<_, _> = (**self.policies.load()).clone();
+        policies.insert(pool.clone(), policy.clone());
+        self.policies.store(Arc::new(policies));
+        for cell in self.page(None, usize::MAX, |published| {
+            published.snapshot.facts.identity.pool == *pool
+        }) {
+            cell.set_policy(policy.clone());
+            self.apply(&cell, Event::PolicyChanged);
+            cell.say(SessionWord::Policy);
+        }
     }
 
     /// Pace of sessions.
@@ -347,11 +402,16 @@ impl Registry {
         let mut locked = cell.lock();
         let now = self.now();
         let was_unverified = locked.told().confidence == muster_core::model::Confidence::Unverified;
-        let effects = locked.handle(event, &self.context(now));
+        let policy = cell.policy();
+        let reported = matches!(event, Event::Report(..));
+        let effects = locked.handle(event, &self.context(now, &policy));
         let ticket = self.publish(cell, &mut locked, &effects, &now);
         let heard =
             was_unverified && locked.told().confidence == muster_core::model::Confidence::Confirmed;
         drop(locked);
+        if reported {
+            cell.reported().notify_waiters();
+        }
         if heard && let Some(window) = self.window.lock().as_mut() {
             window.handle_arrival(now.mono);
         }
@@ -372,7 +432,8 @@ impl Registry {
         if cell.is_retired() {
             return None;
         }
-        let context = self.context(*now);
+        let policy = cell.policy();
+        let context = self.context(*now, &policy);
         let identity = host.facts().identity.clone();
         let before = cell.published().snapshot.status;
         let snapshot = host.snapshot();
@@ -446,12 +507,6 @@ impl Registry {
         &self.metrics
     }
 
-    /// The judgement's surroundings at `now`, for whoever builds a host outside of its cell.
-    #[must_use]
-    pub fn context_at(&self, now: Now) -> Context<'_> {
-        self.context(now)
-    }
-
     fn asked(&self, intent: Intent) -> Asked<'_> {
         let number = self.verdicts.fetch_add(1, Ordering::Relaxed);
         Asked {
@@ -466,11 +521,12 @@ impl Registry {
     /// # Errors
     /// [`Stalled`] if the broker's own tick is late by more than a lease.
     pub fn verdict(&self, cell: &Cell, intent: Intent) -> Result<Verdict, Stalled> {
-        let (context, published) = self.question(cell)?;
+        let question = self.question(cell)?;
         self.metrics.verdicts.inc();
+        let snapshot = &question.published.snapshot;
         Ok(host::verdict(
-            &published.snapshot,
-            &context,
+            snapshot,
+            &question.context(),
             self.asked(intent),
         ))
     }
@@ -479,7 +535,7 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Registry::verdict`].
-    pub fn question(&self, cell: &Cell) -> Result<(Context<'_>, Arc<Published>), Stalled> {
+    pub fn question(&self, cell: &Cell) -> Result<Question, Stalled> {
         let real = clock::now();
         let judged = self.clock.load();
         let broker_late = match judged.lateness(real.mono, self.pace.terms.lease) {
@@ -487,15 +543,16 @@ impl Registry {
             Lateness::Late => true,
             Lateness::Stalled => return Err(Stalled),
         };
-        let now = Now {
-            mono: judged.read(real.mono),
-            wall: real.wall,
-        };
-        let context = Context {
+        Ok(Question {
+            published: cell.published(),
+            policy: cell.policy(),
+            now: Now {
+                mono: judged.read(real.mono),
+                wall: real.wall,
+            },
+            window_ends: self.window_end(),
             broker_late,
-            ..self.context(now)
-        };
-        Ok((context, cell.published()))
+        })
     }
 
     /// Queues the record of every host, with what is left of suspect hosts' leases: at a clean
@@ -506,7 +563,8 @@ impl Registry {
         let cells: Vec<Arc<Cell>> = self.names.read().values().cloned().collect();
         for cell in cells {
             let host = cell.lock();
-            let record = HostRecord::of(&host, &self.context(now), true);
+            let policy = cell.policy();
+            let record = HostRecord::of(&host, &self.context(now, &policy), true);
             let key = keys::host(host.facts().identity.id);
             ticket = Some(self.queue.put([(key, Some(encode(&record)))]));
         }
@@ -523,6 +581,24 @@ impl Registry {
         };
         self.metrics.hosts.get_or_create(&label).set(*count);
     }
+}
+
+fn read_policies(store: &dyn Store) -> Result<HashMap<PoolName, Arc<PoolPolicy>>, StoreError> {
+    let mut policies = HashMap::new();
+    for (key, value) in store.scan(keys::POOLS, usize::MAX, false)? {
+        let record: PolicyRecord = decode(&key, &value)?;
+        let name = String::from_utf8_lossy(&key[keys::POOLS.len()..]).into_owned();
+        let unreadable = |problem: String| StoreError::Policy {
+            pool: name.clone(),
+            problem,
+        };
+        let pool = PoolName::new(&name).map_err(|error| unreadable(error.to_string()))?;
+        let policy = record
+            .policy(&name)
+            .map_err(|error| unreadable(error.to_string()))?;
+        policies.insert(pool, Arc::new(policy));
+    }
+    Ok(policies)
 }
 
 fn reason_codes(transition: &muster_core::model::Transition) -> String {

@@ -18,18 +18,17 @@ use futures_util::{
     FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream, stream::FuturesUnordered,
 };
 use muster_core::{
-    agent::HostPolicy,
     host::{Effects, Event, Hello},
-    model::{Epoch, PoolPolicy, Role},
+    model::{Epoch, Role},
 };
 use muster_proto::{border, v1};
 use muster_runtime::refusal::{self, Refusal};
-use tokio::{sync::oneshot, time::Sleep};
+use tokio::time::Sleep;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{access::Caller, refuse};
 use crate::{
-    registry::{Cell, Outcome, Registry, SessionEnd},
+    registry::{Cell, Mailbox, Outcome, Registry, SessionEnd, SessionWord},
     store::Ticket,
 };
 
@@ -123,7 +122,7 @@ impl v1::agent_service_server::AgentService for AgentEdge {
             address: caller.address,
             inbound: Some(request.into_inner()),
             epoch: None,
-            end: None,
+            mailbox: None,
             hello_by: Some(Box::pin(tokio::time::sleep(HELLO_WITHIN))),
             outbox: VecDeque::new(),
             acks: FuturesUnordered::new(),
@@ -144,7 +143,8 @@ struct Session {
     inbound: Option<Streaming<v1::AgentMessage>>,
     /// Set by Hello.
     epoch: Option<Epoch>,
-    end: Option<oneshot::Receiver<SessionEnd>>,
+    /// What the broker wants; set by Hello.
+    mailbox: Option<Arc<Mailbox>>,
     /// Until Hello.
     hello_by: Option<Pin<Box<Sleep>>>,
     outbox: VecDeque<v1::BrokerMessage>,
@@ -157,6 +157,7 @@ impl Drop for Session {
         self.edge.sessions.fetch_sub(1, Ordering::Relaxed);
         self.edge.registry.metrics().sessions.dec();
         if let Some(epoch) = self.epoch {
+            self.cell.forget(epoch);
             self.edge
                 .registry
                 .apply(&self.cell, Event::StreamEnded(epoch));
@@ -167,7 +168,7 @@ impl Drop for Session {
 enum Turn {
     Heard(Result<Option<v1::AgentMessage>, Status>),
     Durable(v1::BrokerMessage),
-    Ended(SessionEnd),
+    Told(SessionWord),
     NoHello,
 }
 
@@ -189,10 +190,10 @@ impl Session {
     /// Waits for whatever comes first; none when the session is over.
     async fn turn(&mut self) -> Option<Turn> {
         let inbound = self.inbound.as_mut()?;
-        let ended = async {
-            match &mut self.end {
-                Some(end) => end.await.ok(),
-                None => None,
+        let told = async {
+            match &self.mailbox {
+                Some(mailbox) => mailbox.next().await,
+                None => std::future::pending().await,
             }
         };
         let late = async {
@@ -203,7 +204,7 @@ impl Session {
         };
         Some(tokio::select! {
             biased;
-            Some(end) = ended => Turn::Ended(end),
+            word = told => Turn::Told(word),
             Some(ack) = self.acks.next() => Turn::Durable(ack),
             message = inbound.message() => Turn::Heard(message),
             () = late => Turn::NoHello,
@@ -214,7 +215,8 @@ impl Session {
         let registry = &self.edge.registry;
         match turn {
             Turn::Durable(ack) => self.outbox.push_back(ack),
-            Turn::Ended(end) => return Err(refuse(registry, ending(end))),
+            Turn::Told(SessionWord::End(end)) => return Err(refuse(registry, ending(end))),
+            Turn::Told(word) => self.pass_on(word),
             Turn::NoHello => {
                 let message = format!("no Hello within {} s", HELLO_WITHIN.as_secs());
                 return Err(refuse(
@@ -304,10 +306,10 @@ impl Session {
         let hello: Hello = hello.try_into().map_err(bad_message)?;
         let registry = self.edge.registry.clone();
         let epoch = registry.next_epoch();
-        let Some(end) = self.cell.adopt(epoch) else {
+        let Some(mailbox) = self.cell.adopt(epoch) else {
             return Err(ending(SessionEnd::Replaced));
         };
-        self.end = Some(end);
+        self.mailbox = Some(mailbox);
         self.hello_by = None;
         self.epoch = Some(epoch);
         let pace = registry.pace();
@@ -346,7 +348,7 @@ impl Session {
                 reconnect_spread_ms: millis(spread),
                 reconnect_cap_ms: millis(RECONNECT_CAP),
                 endpoints: Vec::new(),
-                policy: Some(host_policy(&registry.policy(&identity.pool)).into()),
+                policy: Some(border::host_policy(&self.cell.policy())),
             })),
         });
         self.follow(&outcome.effects);
@@ -355,24 +357,39 @@ impl Session {
 
     /// What the core wants of the agent.
     fn follow(&mut self, effects: &Effects) {
-        use v1::broker_message::Body;
         if let Some(reason) = effects.resync {
-            let resync = v1::Resync {
-                reason: reason.to_owned(),
-            };
-            self.outbox.push_back(v1::BrokerMessage {
-                body: Some(Body::Resync(resync)),
-            });
+            self.pass_on(SessionWord::Resync(reason));
         }
         if effects.recheck {
-            let directive = v1::Directive {
-                id: format!("{:016x}", rand::random::<u64>()),
-                action: Some(v1::directive::Action::Recheck(v1::Recheck::default())),
-            };
-            self.outbox.push_back(v1::BrokerMessage {
-                body: Some(Body::Directive(directive)),
-            });
+            self.pass_on(SessionWord::Recheck(Vec::new()));
         }
+    }
+
+    /// A word of the broker's for the agent. The end of the session is none.
+    fn pass_on(&mut self, word: SessionWord) {
+        use v1::{broker_message::Body, directive::Action};
+        let directive = |action| {
+            let id = format!("{:016x}", rand::random::<u64>());
+            Body::Directive(v1::Directive {
+                id,
+                action: Some(action),
+            })
+        };
+        let body = match word {
+            SessionWord::End(_) => return,
+            SessionWord::Resync(reason) => Body::Resync(v1::Resync {
+                reason: reason.to_owned(),
+            }),
+            SessionWord::Recheck(checks) => {
+                let checks = checks.iter().map(ToString::to_string).collect();
+                directive(Action::Recheck(v1::Recheck { checks }))
+            }
+            SessionWord::Policy => directive(Action::ApplyPolicy(border::host_policy(
+                &self.cell.policy(),
+            ))),
+        };
+        self.outbox
+            .push_back(v1::BrokerMessage { body: Some(body) });
     }
 
     /// Acknowledges at once, or when what must be durable is.
@@ -400,17 +417,6 @@ impl Session {
             .boxed(),
         );
         Ok(())
-    }
-}
-
-/// What the pool wants of the host. Where it says nothing of a check's pace, the host's own
-/// configuration stands.
-fn host_policy(policy: &PoolPolicy) -> HostPolicy {
-    HostPolicy {
-        revision: policy.revision.clone(),
-        checks: Vec::new(),
-        urls: Vec::new(),
-        expected_domain: None,
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use muster_core::{
-    host::{Admin, Host, HostRecord, Identity as HostIdentity},
+    host::{Admin, Host, Identity as HostIdentity},
     model::{HostId, HostName, PoolName, Role},
 };
 use muster_proto::{border::timestamp, v1};
@@ -220,10 +220,10 @@ impl EnrollmentEdge {
     ) -> Result<bool, StoreError> {
         let now = self.registry.now();
         let (host, effects, writes) = {
-            let context = self.registry.context_at(now);
+            let policy = self.registry.policy(&identity.pool);
+            let context = self.registry.context(now, &policy);
             let (host, effects) = Host::enrolled(identity.clone(), Admin::default(), &context);
             let writes = self.registry.writes(&host, &effects, &context);
-            debug_assert!(!encode(&HostRecord::of(&host, &context, false)).is_empty());
             (host, effects, writes)
         };
         let name_key = keys::name(&identity.name);

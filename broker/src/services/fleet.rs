@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use muster_core::{
     host::{self, Admin, DRAINS, Drain, Event, Link, Undrain},
-    model::{Intent, PoolName, Role, Transition, clean_text},
+    model::{CheckName, Intent, MAX_CHECKS, PoolName, Role, Transition, clean_text},
 };
 use muster_proto::{border::timestamp, v1};
 use muster_runtime::{
     clock,
+    config::HumanDuration,
     identity::Identity,
     refusal::{self, Refusal},
 };
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     ca::{Ca, CaError, Subject},
-    registry::{Cell, Registry},
+    registry::{Cell, Registry, SessionWord},
     store::{Applied, Batch, Store, TokenRecord, decode, encode, keys},
     token::Token,
 };
@@ -42,6 +43,11 @@ const TOKEN_USES_MAX: u32 = 100_000;
 /// A certificate lasts 30 days unless asked otherwise, and at most a year.
 const CERTIFICATE_TTL: Duration = Duration::from_secs(30 * 86_400);
 const CERTIFICATE_TTL_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// How long a recheck is waited for unless asked otherwise, and at most.
+const RECHECK_WAIT: Duration = Duration::from_secs(30);
+const RECHECK_WAIT_MAX: Duration = Duration::from_secs(300);
+/// Between two questions for its results.
+const RECHECK_ASK: Duration = Duration::from_millis(500);
 /// Characters of a drain's owner, and bytes of its reason.
 const OWNER_MAX: usize = 64;
 const REASON_MAX: usize = 256;
@@ -49,8 +55,8 @@ const REASON_MAX: usize = 256;
 /// The service.
 #[derive(Clone)]
 pub struct FleetEdge {
-    registry: Arc<Registry>,
-    store: Arc<dyn Store>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) store: Arc<dyn Store>,
     ca: Arc<Ca>,
     endpoints: Arc<[String]>,
     /// Operators' words that read, change and write are taken one at a time.
@@ -90,11 +96,11 @@ impl FleetEdge {
 
     fn detail(&self, cell: &Cell, whole: bool) -> Result<v1::HostDetail, Status> {
         let verdict = self.verdict(cell)?;
-        let (context, published) = self
+        let question = self
             .registry
             .question(cell)
             .map_err(|error| stalled(&self.registry, error))?;
-        let facts = &published.snapshot.facts;
+        let (context, facts) = (question.context(), &question.published.snapshot.facts);
         let checks = host::judged(facts, &context)
             .into_iter()
             .map(|(mut result, outcome, severity)| {
@@ -438,6 +444,56 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
         }))
     }
 
+    async fn recheck_host(
+        &self,
+        request: Request<v1::RecheckHostRequest>,
+    ) -> Result<Response<v1::RecheckHostResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let cell = find(&self.registry, &request.name)?;
+        let checks = request
+            .checks
+            .iter()
+            .take(MAX_CHECKS)
+            .map(|name| name.parse())
+            .collect::<Result<Vec<CheckName>, _>>()
+            .map_err(|error| invalid(&self.registry, "checks", error.to_string()))?;
+        let wait = self.ttl(request.wait_ms, RECHECK_WAIT, RECHECK_WAIT_MAX)?;
+        self.log(&caller, "recheck", &request.name);
+        let complete = self.recheck(&cell, &checks, wait).await?;
+        let host = Some(self.detail(&cell, true)?);
+        Ok(Response::new(v1::RecheckHostResponse { host, complete }))
+    }
+
+    async fn list_pools(
+        &self,
+        request: Request<v1::ListPoolsRequest>,
+    ) -> Result<Response<v1::ListPoolsResponse>, Status> {
+        let pools = self.pools(&request.into_inner().name).await?;
+        Ok(Response::new(v1::ListPoolsResponse { pools }))
+    }
+
+    async fn preview_pool(
+        &self,
+        request: Request<v1::PreviewPoolRequest>,
+    ) -> Result<Response<v1::PreviewPoolResponse>, Status> {
+        let request = request.into_inner();
+        let (pool, policy) = self.policy_for(&request.name, &request.policy_toml)?;
+        Ok(Response::new(self.preview(&pool, &policy)?))
+    }
+
+    async fn set_pool(
+        &self,
+        request: Request<v1::SetPoolRequest>,
+    ) -> Result<Response<v1::SetPoolResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let _one = self.words.lock().await;
+        let answer = self.set(&caller, &request).await?;
+        self.log(&caller, "pool set", &request.name);
+        Ok(Response::new(answer))
+    }
+
     async fn issue_certificate(
         &self,
         request: Request<v1::IssueCertificateRequest>,
@@ -492,6 +548,48 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
 }
 
 impl FleetEdge {
+    /// Has the host's agent run checks now; true if all that were asked for come from runs that
+    /// began since.
+    async fn recheck(
+        &self,
+        cell: &Cell,
+        checks: &[CheckName],
+        wait: Duration,
+    ) -> Result<bool, Status> {
+        let since = self.registry.now().mono;
+        if !cell.say(SessionWord::Recheck(checks.to_vec())) {
+            let message =
+                "the host has no session with this broker; its checks run when it is back";
+            return Err(refuse(
+                &self.registry,
+                Refusal::new(refusal::HOST_NOT_CONNECTED, message),
+            ));
+        }
+        let fresh = || {
+            let published = cell.published();
+            let held = &published.snapshot.facts.health.held;
+            let wanted = |name| checks.is_empty() || checks.contains(name);
+            let mut asked = held
+                .iter()
+                .filter(|held| wanted(&held.result.name))
+                .peekable();
+            asked.peek().is_some() && asked.all(|held| held.began >= Some(since))
+        };
+        let complete = async {
+            loop {
+                let reported = cell.reported().notified();
+                if fresh() {
+                    return;
+                }
+                // A run that finds what the one before found is reported only on demand.
+                if tokio::time::timeout(RECHECK_ASK, reported).await.is_err() {
+                    cell.say(SessionWord::Resync("recheck"));
+                }
+            }
+        };
+        Ok(tokio::time::timeout(wait, complete).await.is_ok())
+    }
+
     fn ttl(&self, asked_ms: u64, usual: Duration, most: Duration) -> Result<Duration, Status> {
         let ttl = if asked_ms == 0 {
             usual
@@ -499,7 +597,7 @@ impl FleetEdge {
             Duration::from_millis(asked_ms)
         };
         if ttl > most {
-            let problem = format!("at most {} days are allowed", most.as_secs() / 86_400);
+            let problem = format!("at most {} is allowed", HumanDuration(most));
             return Err(invalid(&self.registry, "ttl_ms", problem));
         }
         Ok(ttl)

@@ -5,6 +5,7 @@ mod agent;
 mod connection;
 mod enrollment;
 mod fleet;
+mod pools;
 mod watch;
 
 pub use agent::MESSAGE_MAX_BYTES;

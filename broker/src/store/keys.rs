@@ -1,6 +1,6 @@
 //! Keys of the store. A letter for the kind, then what tells records of the kind apart.
 
-use muster_core::model::{HostId, HostName};
+use muster_core::model::{HostId, HostName, PoolName};
 
 /// Version of the layout: the first thing that is read.
 pub const FORMAT: &[u8] = b"m/format";
@@ -12,6 +12,15 @@ pub const HOSTS: &[u8] = b"h/";
 pub const ADMINS: &[u8] = b"a/";
 /// All join tokens.
 pub const TOKENS: &[u8] = b"t/";
+
+/// Policies of pools.
+pub const POOLS: &[u8] = b"p/";
+
+/// A pool's policy.
+#[must_use]
+pub fn pool(name: &PoolName) -> Vec<u8> {
+    [POOLS, name.as_str().as_bytes()].concat()
+}
 
 /// A host's record.
 #[must_use]

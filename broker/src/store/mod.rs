@@ -85,6 +85,14 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    /// A pool's policy cannot be read.
+    #[error("the stored policy of the pool {pool} cannot be used: {problem}")]
+    Policy {
+        /// The pool.
+        pool: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The writer is at its limit or gone.
     #[error("the store cannot take more writes just now")]
     Overloaded,

@@ -36,26 +36,29 @@ by_value!(
 #[must_use]
 pub fn host_policy(pool: &PoolPolicy) -> v1::HostPolicy {
     let own = default_check_names().into_iter().flat_map(CheckName::new);
-    let names: BTreeSet<_> = own.chain(pool.severities.keys().cloned()).collect();
-    let CheckPace {
-        interval,
-        timeout,
-        rise,
-        fall,
-    } = CheckPace::default();
-    let checks = names.into_iter().take(MAX_CHECKS).map(|name| CheckPolicy {
-        severity: pool.severity(&name),
-        name,
-        interval,
-        timeout,
-        rise,
-        fall,
+    let named = pool.severities.keys().chain(pool.paces.keys()).cloned();
+    let names: BTreeSet<_> = own.chain(named).collect();
+    let checks = names.into_iter().take(MAX_CHECKS).map(|name| {
+        let CheckPace {
+            interval,
+            timeout,
+            rise,
+            fall,
+        } = pool.paces.get(&name).copied().unwrap_or_default();
+        CheckPolicy {
+            severity: pool.severity(&name),
+            name,
+            interval,
+            timeout,
+            rise,
+            fall,
+        }
     });
     v1::HostPolicy::from(HostPolicy {
         revision: pool.revision.clone(),
         checks: checks.collect(),
-        urls: Vec::new(),
-        expected_domain: None,
+        urls: pool.urls.clone(),
+        expected_domain: pool.expected_domain.clone(),
     })
 }
 
