@@ -6,6 +6,7 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +18,8 @@ use muster_runtime::{
 };
 use serde::Deserialize;
 
+use crate::checks::own::{self, LoadError, OwnChecks};
+
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
 /// Brokers of one fleet: a handful at most.
@@ -26,7 +29,7 @@ const MAX_LISTENERS: usize = 32;
 /// URLs that can be required in the file; a run of the check has to get through them in time.
 const MAX_URLS: usize = 32;
 /// Shortest interval of a check: below it checks are the load.
-const MIN_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,10 +43,18 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Socket of `muster-agent announce`.
     pub control_socket: PathBuf,
+    /// Folder of this machine's own checks.
+    pub checks_dir: PathBuf,
     /// Logs.
     pub log: LogConfig,
     /// The checks.
     pub check: CheckConfigs,
+    /// The own checks, once they are read from their folder.
+    #[serde(skip)]
+    pub own: Arc<OwnChecks>,
+    /// The program that keeps plugins: the agent's own.
+    #[serde(skip)]
+    pub keeper: PathBuf,
 }
 
 impl Default for Config {
@@ -53,8 +64,12 @@ impl Default for Config {
             brokers: Vec::new(),
             data_dir: "/var/lib/muster-agent".into(),
             control_socket: "/run/muster-agent/control.sock".into(),
+            checks_dir: "/etc/muster/checks.d".into(),
             log: LogConfig::default(),
             check: CheckConfigs::default(),
+            own: Arc::default(),
+            // Stays right when an upgrade has replaced the file.
+            keeper: "/proc/self/exe".into(),
         }
     }
 }
@@ -101,6 +116,19 @@ impl PaceConfig {
             rise: self.rise.unwrap_or(base.rise),
             fall: self.fall.unwrap_or(base.fall),
         }
+    }
+
+    /// The first value that is not allowed: its key, itself, and what is allowed.
+    pub(crate) fn wrong(self, min: Duration) -> Option<(&'static str, String, &'static str)> {
+        if let Some(interval) = self.interval.filter(|interval| *interval < min) {
+            return Some(("interval", format!("{interval:?}"), "at least 100ms"));
+        }
+        if self.timeout == Some(Duration::ZERO) {
+            return Some(("timeout", "0".to_owned(), "more than 0"));
+        }
+        let counts = [("rise", self.rise), ("fall", self.fall)];
+        let zero = counts.into_iter().find(|(_, count)| *count == Some(0))?;
+        Some((zero.0, "0".to_owned(), "at least 1"))
     }
 }
 
@@ -207,6 +235,15 @@ impl Config {
         }
     }
 
+    /// Reads this machine's own checks.
+    ///
+    /// # Errors
+    /// [`LoadError`] names the file that cannot be used.
+    pub fn load_own_checks(&mut self) -> Result<(), LoadError> {
+        self.own = Arc::new(own::load(&self.checks_dir)?);
+        Ok(())
+    }
+
     /// The first value that is not allowed: its key, itself, and what is allowed.
     fn problem(&self) -> Option<(String, String, &'static str)> {
         let wrong = |key: &str, value: String, allowed| Some((key.to_owned(), value, allowed));
@@ -226,26 +263,8 @@ impl Config {
         }
         for (check, pace) in self.check.paces() {
             let key = |key: &str| format!("check.{check}.{key}");
-            match pace {
-                PaceConfig {
-                    interval: Some(interval),
-                    ..
-                } if interval < MIN_INTERVAL => {
-                    return wrong(&key("interval"), format!("{interval:?}"), "at least 100ms");
-                }
-                PaceConfig {
-                    timeout: Some(Duration::ZERO),
-                    ..
-                } => {
-                    return wrong(&key("timeout"), "0".into(), "more than 0");
-                }
-                PaceConfig { rise: Some(0), .. } => {
-                    return wrong(&key("rise"), "0".into(), "at least 1");
-                }
-                PaceConfig { fall: Some(0), .. } => {
-                    return wrong(&key("fall"), "0".into(), "at least 1");
-                }
-                PaceConfig { .. } => {}
+            if let Some((name, value, allowed)) = pace.wrong(MIN_INTERVAL) {
+                return wrong(&key(name), value, allowed);
             }
         }
         self.check_problem()

@@ -11,12 +11,14 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use cli::{Announce, Cli, Command, Output, Settings, ShutdownKind};
+use cli::{Announce, Cli, Command, Output, ShutdownKind};
 use muster_agent::{
     announce::{Announcement, Delivered},
+    checks::own::LoadError,
     config::Config,
     control::{self, Answer, Request},
     doctor, enroll,
+    platform::plugin,
     store::DataDir,
 };
 use muster_core::model::Leave;
@@ -28,6 +30,12 @@ const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == plugin::KEEPER)
+    {
+        return keep_plugin();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -40,7 +48,7 @@ fn main() -> ExitCode {
             };
         }
     };
-    let config = match configuration(&cli.settings) {
+    let config = match configuration(&cli) {
         Ok(config) => config,
         Err(error) => {
             complain(&explain(&error));
@@ -56,13 +64,25 @@ fn main() -> ExitCode {
     }
 }
 
+/// This process only keeps one plugin of an agent: see [`plugin`].
+fn keep_plugin() -> ExitCode {
+    match plugin::keep() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("the agent starts this for its plugins: {error}"));
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
 fn complain(problem: &str) {
     // Standard error may be closed; the exit code says it too.
     let _ = writeln!(io::stderr(), "muster-agent: {problem}");
 }
 
 /// The file, and the flags over it.
-fn configuration(settings: &Settings) -> Result<Config, muster_runtime::config::ConfigError> {
+fn configuration(cli: &Cli) -> Result<Config, LoadError> {
+    let settings = &cli.settings;
     let required = settings.config != std::path::Path::new(muster_agent::config::DEFAULT_PATH);
     let mut config = Config::load(&settings.config, required)?;
     if let Some(data_dir) = &settings.data_dir {
@@ -76,6 +96,9 @@ fn configuration(settings: &Settings) -> Result<Config, muster_runtime::config::
     }
     if let Some(filter) = &settings.log_filter {
         config.log.filter.clone_from(filter);
+    }
+    if matches!(cli.command, Command::Run | Command::Doctor(_)) {
+        config.load_own_checks()?;
     }
     Ok(config)
 }

@@ -8,6 +8,7 @@
 pub mod domain;
 pub mod metadata_service;
 pub mod monitoring_agent;
+pub mod own;
 pub mod session_listener;
 pub mod urls;
 
@@ -46,8 +47,12 @@ impl Inputs<'_> {
     /// being slow.
     #[must_use]
     pub fn budget(&self) -> Duration {
-        self.pace.timeout * 4 / 5
+        budget(self.pace)
     }
+}
+
+fn budget(pace: CheckPace) -> Duration {
+    pace.timeout * 4 / 5
 }
 
 /// A kind of check that this agent has.
@@ -98,8 +103,8 @@ pub fn names() -> Vec<&'static str> {
         .collect()
 }
 
-/// The checks that run under this configuration and policy: all that this agent has, and those of
-/// the policy that it has not, which are told as unsupported.
+/// The checks that run under this configuration and policy: all that this agent has, the own ones
+/// of this machine, and those of the policy that are neither, which are told as unsupported.
 #[must_use]
 pub fn plan(
     config: &Config,
@@ -130,6 +135,22 @@ pub fn plan(
                 link,
                 pace,
             })),
+        });
+    }
+    for own in config.own.iter() {
+        let name = &own.common.name;
+        let base = policy
+            .check(name.as_str())
+            .map_or_else(CheckPace::default, |check| check.pace());
+        let pace = own.common.pace.over(base);
+        planned.push(Planned {
+            spec: CheckSpec {
+                name: name.clone(),
+                kind: own.kind.into(),
+                pace,
+                supported: true,
+            },
+            check: Some(own.make(config, budget(pace))),
         });
     }
     for check in &policy.checks {

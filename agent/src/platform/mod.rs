@@ -7,4 +7,6 @@
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
-pub use linux::{domain, machine, power, processes, sessions, sockets, units};
+pub use linux::{
+    domain, machine, plugin, power, processes, resources, sessions, sockets, units,
+};

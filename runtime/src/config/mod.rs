@@ -90,7 +90,13 @@ where
 /// # Errors
 /// As [`load`].
 pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|error| place::explain(path, text, &error))
+    toml::from_str(text).map_err(|error| explain(path, text, &error))
+}
+
+/// What TOML says of the text of the file `path`, with its place: for who reads parts of it alone.
+#[must_use]
+pub fn explain(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    place::explain(path, text, error)
 }
 
 /// The error for a value that its type allows and its owner does not: names file, line, key,

@@ -3,8 +3,10 @@
 mod bus;
 pub mod domain;
 pub mod machine;
+pub mod plugin;
 pub mod power;
 pub mod processes;
+pub mod resources;
 pub mod sessions;
 pub mod sockets;
 pub mod units;
