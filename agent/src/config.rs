@@ -178,6 +178,8 @@ check_tables! {
     SessionListenerConfig session_listener {
         /// Listeners that must be there; unset to find the known ones.
         listeners: Vec<ListenerConfig>,
+        /// Must all listeners work, or any one of them?
+        require: Require,
         /// A listener on loopback alone is good enough, as behind a local gateway.
         allow_loopback: bool,
     }
@@ -207,11 +209,22 @@ check_tables! {
     }
 }
 
+/// How many of the listeners must work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Require {
+    /// Every one.
+    #[default]
+    All,
+    /// One: the others are a spare that is missing.
+    Any,
+}
+
 /// A listener that must be there.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
-    /// `ssh`, `rdp`, `vnc`, `https` or `tcp`: what is spoken beyond a TCP connection.
+    /// `ssh`, `rdp`, `vnc`, `https`, `tls` or `tcp`: what is spoken beyond a TCP connection.
     pub protocol: String,
     /// TCP port.
     pub port: u16,
@@ -220,7 +233,7 @@ pub struct ListenerConfig {
 }
 
 /// Protocols of listeners.
-pub const PROTOCOLS: [&str; 5] = ["ssh", "rdp", "vnc", "https", "tcp"];
+pub const PROTOCOLS: [&str; 6] = ["ssh", "rdp", "vnc", "https", "tls", "tcp"];
 
 impl Config {
     /// Reads and checks the file. One that is missing is the default unless `required`.
@@ -280,7 +293,7 @@ impl Config {
         for listener in listeners {
             if !PROTOCOLS.contains(&listener.protocol.as_str()) {
                 let value = format!("protocol {:?}", listener.protocol);
-                return wrong(key, value, "protocols ssh, rdp, vnc, https, tcp");
+                return wrong(key, value, "protocols ssh, rdp, vnc, https, tls, tcp");
             }
             if listener.port == 0 {
                 return wrong(key, "port 0".into(), "ports 1 to 65535");

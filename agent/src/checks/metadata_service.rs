@@ -1,10 +1,14 @@
 //! `metadata_service`: does the cloud's metadata service answer this machine?
 //!
 //! The provider is configured or told by the firmware; on other machines the check does not apply.
-//! It is asked directly, never through a proxy: a proxy would answer for another machine.
+//! It is asked directly, never through a proxy: a proxy would answer for another machine. The
+//! answer must be what only that service gives. Settings of the machine that would send other
+//! programs' requests for it to a proxy are a warning.
 
 use std::{
-    path::Path,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,21 +16,25 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt as _};
 use muster_core::{
     agent::Observation,
-    model::{Finding, Outcome, Remedy},
+    model::{Finding, Outcome, Remedy, clean_text},
 };
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Client, RequestBuilder, Response, Url};
+use serde_json::Value;
 
 use super::{Check, Inputs};
 use crate::{
-    platform::machine::{self, Firmware},
+    platform::{
+        machine::{self, Firmware},
+        proxies::{self, Catching},
+    },
     probe::{
         http,
-        tcp::{Problem, took},
+        tcp::{self, Problem, took},
     },
 };
 
-/// Bytes of an answer that are read: enough to see that it is one.
-const MAX_BODY: usize = 64 << 10;
+/// Bytes of an answer that are read. Documents have a few KiB, more with users' own data.
+const MAX_BODY: usize = 256 << 10;
 
 /// A cloud and its metadata service.
 struct Provider {
@@ -37,6 +45,11 @@ struct Provider {
     headers: &'static [(&'static str, &'static str)],
     /// AWS wants a token first, so that a proxy that is fooled gives nothing away.
     token_first: bool,
+    /// Where the document has the instance's id, region and type; JSON pointers. An answer without
+    /// the id is from something else.
+    id: &'static str,
+    region: &'static str,
+    kind: &'static str,
 }
 
 const LINK_LOCAL: &str = "http://169.254.169.254";
@@ -46,9 +59,12 @@ const PROVIDERS: [Provider; 8] = [
         name: "azure",
         is_here: |firmware| firmware.chassis_asset_tag == "7783-7084-3265-9085-8269-3286-77",
         endpoint: LINK_LOCAL,
-        path: "/metadata/instance/compute/vmId?api-version=2021-02-01&format=text",
+        path: "/metadata/instance?api-version=2021-02-01",
         headers: &[("Metadata", "true")],
         token_first: false,
+        id: "/compute/vmId",
+        region: "/compute/location",
+        kind: "/compute/vmSize",
     },
     Provider {
         name: "aws",
@@ -56,17 +72,23 @@ const PROVIDERS: [Provider; 8] = [
             firmware.sys_vendor == "Amazon EC2" || firmware.bios_vendor == "Amazon EC2"
         },
         endpoint: LINK_LOCAL,
-        path: "/latest/meta-data/instance-id",
+        path: "/latest/dynamic/instance-identity/document",
         headers: &[],
         token_first: true,
+        id: "/instanceId",
+        region: "/region",
+        kind: "/instanceType",
     },
     Provider {
         name: "gcp",
         is_here: |firmware| firmware.product_name == "Google Compute Engine",
         endpoint: LINK_LOCAL,
-        path: "/computeMetadata/v1/instance/id",
+        path: "/computeMetadata/v1/instance/?recursive=true",
         headers: &[("Metadata-Flavor", "Google")],
         token_first: false,
+        id: "/id",
+        region: "/zone",
+        kind: "/machineType",
     },
     Provider {
         name: "openstack",
@@ -75,38 +97,53 @@ const PROVIDERS: [Provider; 8] = [
         path: "/openstack/latest/meta_data.json",
         headers: &[],
         token_first: false,
+        id: "/uuid",
+        region: "/availability_zone",
+        kind: "",
     },
     Provider {
         name: "digitalocean",
         is_here: |firmware| firmware.sys_vendor == "DigitalOcean",
         endpoint: LINK_LOCAL,
-        path: "/metadata/v1/id",
+        path: "/metadata/v1.json",
         headers: &[],
         token_first: false,
+        id: "/droplet_id",
+        region: "/region",
+        kind: "",
     },
     Provider {
         name: "hetzner",
         is_here: |firmware| firmware.sys_vendor == "Hetzner",
         endpoint: LINK_LOCAL,
-        path: "/hetzner/v1/metadata/instance-id",
+        path: "/hetzner/v1/metadata",
         headers: &[],
         token_first: false,
+        id: "/instance-id",
+        region: "/region",
+        kind: "",
     },
     Provider {
         name: "alibaba",
         is_here: |firmware| firmware.sys_vendor == "Alibaba Cloud",
         endpoint: "http://100.100.100.200",
-        path: "/latest/meta-data/instance-id",
+        path: "/latest/dynamic/instance-identity/document",
         headers: &[],
         token_first: false,
+        id: "/instance-id",
+        region: "/region-id",
+        kind: "/instance-type",
     },
     Provider {
         name: "oracle",
         is_here: |firmware| firmware.chassis_asset_tag == "OracleCloud.com",
         endpoint: LINK_LOCAL,
-        path: "/opc/v2/instance/id",
+        path: "/opc/v2/instance/",
         headers: &[("Authorization", "Bearer Oracle")],
         token_first: false,
+        id: "/id",
+        region: "/canonicalRegionName",
+        kind: "/shape",
     },
 ];
 
@@ -132,6 +169,7 @@ pub(super) fn make(inputs: Inputs<'_>) -> Arc<dyn Check> {
         endpoint: config.endpoint.clone(),
         configured: config.provider.is_some(),
         budget: inputs.budget(),
+        root: PathBuf::from("/"),
     })
 }
 
@@ -140,6 +178,16 @@ struct MetadataService {
     endpoint: Option<String>,
     configured: bool,
     budget: Duration,
+    /// Where proxy settings are looked for.
+    root: PathBuf,
+}
+
+/// What the service says of this machine.
+#[derive(Debug, Default)]
+struct Instance {
+    id: String,
+    region: String,
+    kind: String,
 }
 
 impl Check for MetadataService {
@@ -167,44 +215,72 @@ impl MetadataService {
         let mut steps = vec![format!("the provider is {} ({because})", provider.name)];
         let begun = Instant::now();
         let answer = tokio::time::timeout(self.budget, self.try_all(provider, &mut steps)).await;
-        let answer = answer.unwrap_or_else(|_| {
-            Err(Problem {
-                code: "METADATA_TIMED_OUT",
-                message: format!("no whole answer within {:?}", self.budget),
-                remedy: unblock(),
-            })
-        });
-        let (outcome, code, message, remedy) = match answer {
-            Ok(()) => (
-                Outcome::Pass,
-                "METADATA_REACHED",
-                format!(
-                    "the metadata service of {} answers ({})",
-                    provider.name,
-                    took(begun)
-                ),
-                None,
-            ),
-            Err(problem) => (
-                Outcome::Fail,
-                problem.code,
-                format!(
-                    "the metadata service of {}: {}",
-                    provider.name, problem.message
-                ),
-                Some(problem.remedy),
-            ),
+        let answer = answer.unwrap_or_else(|_| Err(silent(self.budget)));
+        let instance = match answer {
+            Ok(instance) => instance,
+            Err(problem) => return self.failing(provider, steps, problem),
         };
-        Observation::new(outcome, message.clone()).with(Finding {
+        let mut message = format!("{} answers: instance {}", provider.name, instance.id);
+        for (word, value) in [("type", &instance.kind), ("in", &instance.region)] {
+            if !value.is_empty() {
+                message = format!("{message}, {word} {value}");
+            }
+        }
+        let caught = self.proxies(provider).await;
+        if let Some(first) = caught.first() {
+            return warned(self.base(provider), &message, steps, first, caught.len());
+        }
+        message = format!("{message} ({})", took(begun));
+        Observation::new(Outcome::Pass, message.clone()).with(Finding {
             subject: self.base(provider).to_owned(),
-            code: code.to_owned(),
+            code: "METADATA_REACHED".to_owned(),
             message,
             steps,
-            remedy,
+            remedy: None,
         })
     }
 
-    async fn try_all(&self, provider: &Provider, steps: &mut Vec<String>) -> Result<(), Problem> {
+    fn failing(&self, provider: &Provider, steps: Vec<String>, problem: Problem) -> Observation {
+        let message = format!(
+            "the metadata service of {}: {}",
+            provider.name, problem.message
+        );
+        Observation::new(Outcome::Fail, message.clone()).with(Finding {
+            subject: self.base(provider).to_owned(),
+            code: problem.code.to_owned(),
+            message,
+            steps,
+            remedy: Some(problem.remedy),
+        })
+    }
+
+    async fn proxies(&self, provider: &Provider) -> Vec<Catching> {
+        let Some((IpAddr::V4(address), _)) = self.address(provider) else {
+            return Vec::new();
+        };
+        // A service on loopback is somebody's own arrangement.
+        if address.is_loopback() {
+            return Vec::new();
+        }
+        let root = self.root.clone();
+        let look = move || {
+            let environment: BTreeMap<_, _> = std::env::vars().collect();
+            proxies::catching(Path::new(&root), &environment, address.into())
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    }
+
+    async fn try_all(
+        &self,
+        provider: &Provider,
+        steps: &mut Vec<String>,
+    ) -> Result<Instance, Problem> {
+        if let Some((ip, port)) = self.address(provider) {
+            let address = [SocketAddr::new(ip, port)];
+            tcp::connect(&address, self.budget / 2, steps)
+                .await
+                .map_err(|problem| unreachable(problem, ip, port))?;
+        }
         let client = http::builder(self.budget)
             .no_proxy()
             .build()
@@ -217,21 +293,20 @@ impl MetadataService {
             let token = self.token(&client, provider, steps).await?;
             request = request.header("X-aws-ec2-metadata-token", token);
         }
-        let response = answered(request, provider.path, steps).await?;
+        let path = provider.path.split('?').next().unwrap_or_default();
+        let response = answered(request, path, steps).await?;
         let body = http::bounded_body(response, MAX_BODY).await;
-        match body {
-            Ok(body) if !body.is_empty() => {
-                steps.push(format!("read {} bytes", body.len()));
-                Ok(())
-            }
-            _ => Err(Problem {
-                code: "METADATA_EMPTY",
-                message: "the answer is empty or broken".to_owned(),
-                remedy: Remedy::text(
-                    "Something else may answer at this address: look at proxies and routes.",
-                ),
-            }),
-        }
+        let body = body.unwrap_or_default();
+        steps.push(format!("read {} bytes", body.len()));
+        read(provider, &body).ok_or_else(|| Problem {
+            code: "METADATA_OTHER",
+            message: format!("something else answers at {}", self.base(provider)),
+            remedy: Remedy::text(
+                "A proxy, a container network or another cloud's service answers in its place: \
+                 see which route is taken, and whether the configured provider is right.",
+            )
+            .command("ip route get 169.254.169.254"),
+        })
     }
 
     async fn token(
@@ -259,6 +334,49 @@ impl MetadataService {
             .unwrap_or(provider.endpoint)
             .trim_end_matches('/')
     }
+
+    /// Where it is, unless a name stands in the configuration.
+    fn address(&self, provider: &Provider) -> Option<(IpAddr, u16)> {
+        let url = Url::parse(self.base(provider)).ok()?;
+        let ip = url.host_str()?.trim_matches(['[', ']']).parse().ok()?;
+        Some((ip, url.port_or_known_default()?))
+    }
+}
+
+/// Id, region and type out of the document, or None if it is not that service's.
+fn read(provider: &Provider, body: &[u8]) -> Option<Instance> {
+    let document = serde_json::from_slice(body)
+        .ok()
+        .or_else(|| flat_yaml(body))?;
+    let text = |pointer: &str| -> Option<String> {
+        let text = match document.pointer(pointer)? {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+        };
+        // Google names zones and types by their whole path.
+        let last = text.rsplit('/').next().unwrap_or_default();
+        (!last.is_empty()).then(|| clean_text(last, 64))
+    };
+    let optional = |pointer: &str| {
+        let given = (!pointer.is_empty()).then(|| text(pointer)).flatten();
+        given.unwrap_or_default()
+    };
+    Some(Instance {
+        id: text(provider.id)?,
+        region: optional(provider.region),
+        kind: optional(provider.kind),
+    })
+}
+
+/// `key: value` lines, as Hetzner answers.
+fn flat_yaml(body: &[u8]) -> Option<Value> {
+    let text = std::str::from_utf8(body).ok()?;
+    let pairs = text.lines().filter_map(|line| line.split_once(": "));
+    let found: serde_json::Map<_, _> = pairs
+        .map(|(key, value)| (key.to_owned(), Value::from(value.trim())))
+        .collect();
+    (!found.is_empty()).then_some(Value::Object(found))
 }
 
 async fn answered(
@@ -268,9 +386,15 @@ async fn answered(
 ) -> Result<Response, Problem> {
     let response = match http::send(request, path, steps).await {
         Ok(response) => response,
+        Err(problem) if problem.code == "HTTP_TIMED_OUT" => {
+            return Err(Problem {
+                remedy: unblock(),
+                ..silent(Duration::ZERO)
+            });
+        }
         Err(problem) => {
             return Err(Problem {
-                code: "METADATA_UNREACHABLE",
+                code: "METADATA_BROKEN",
                 remedy: unblock(),
                 ..problem
             });
@@ -281,13 +405,62 @@ async fn answered(
         return Ok(response);
     }
     Err(Problem {
-        code: "METADATA_REFUSED",
+        code: "METADATA_STATUS",
         message: format!("answers {status}"),
         remedy: Remedy::text(
-            "See whether the metadata service is switched on for this machine, and whether a \
-             proxy or container network stands between.",
+            "See whether the metadata service is switched on for this machine, whether the \
+             configured provider is right, and whether a proxy stands between.",
         ),
     })
+}
+
+/// Why there is no connection.
+fn unreachable(problem: Problem, ip: IpAddr, port: u16) -> Problem {
+    let ours = |code, message, remedy| Problem {
+        code,
+        message,
+        remedy,
+    };
+    match problem.code {
+        "TCP_UNREACHABLE" => ours(
+            "METADATA_NO_ROUTE",
+            format!("there is no route to {ip}"),
+            Remedy::text("Give this machine its route to the metadata address, as DHCP does.")
+                .command(format!("ip route get {ip}"))
+                .command(format!("ip route add {ip}/32 dev $(ip -o route show default | awk '{{print $5; exit}}')")),
+        ),
+        "TCP_TIMED_OUT" => ours(
+            "METADATA_DROPPED",
+            format!("outbound TCP {port} to {ip} times out: a firewall drops it"),
+            Remedy::text(format!("Allow outbound TCP to {ip} port {port} in this machine's firewall."))
+                .command("nft list ruleset")
+                .command("iptables -S OUTPUT"),
+        ),
+        "TCP_REFUSED" => ours(
+            "METADATA_CLOSED",
+            format!("{ip} refuses connections on port {port}"),
+            Remedy::text(
+                "A local firewall rejects it, or this machine has that address itself: look at \
+                 both, and whether the metadata service is switched on for this machine.",
+            )
+            .command(format!("ip -br addr | grep -F {ip}"))
+            .command("nft list ruleset"),
+        ),
+        _ => ours("METADATA_BROKEN", problem.message, unblock()),
+    }
+}
+
+fn silent(budget: Duration) -> Problem {
+    let within = if budget.is_zero() {
+        "in time".to_owned()
+    } else {
+        format!("within {budget:?}")
+    };
+    Problem {
+        code: "METADATA_SILENT",
+        message: format!("takes connections and gives no whole answer {within}"),
+        remedy: unblock(),
+    }
 }
 
 fn unblock() -> Remedy {
@@ -295,6 +468,34 @@ fn unblock() -> Remedy {
         "Allow this machine to reach the metadata address directly: unblock it in firewalls and \
          exempt it from proxies (no_proxy=169.254.169.254).",
     )
+}
+
+/// It answers us; others are sent to a proxy.
+fn warned(
+    subject: &str,
+    message: &str,
+    mut steps: Vec<String>,
+    first: &Catching,
+    count: usize,
+) -> Observation {
+    steps.push(message.to_owned());
+    let more = match count {
+        1 => String::new(),
+        _ => format!(", and {} more places do", count - 1),
+    };
+    let message = format!(
+        "{message}; but {} sets {} without an exception for it{more}",
+        first.place, first.setting
+    );
+    let remedy = Remedy::text(format!("Add to {}: {}", first.file, first.line))
+        .command(format!("echo '{}' >> {}", first.line, first.file));
+    Observation::new(Outcome::Warn, message.clone()).with(Finding {
+        subject: subject.to_owned(),
+        code: "METADATA_PROXY".to_owned(),
+        message,
+        steps,
+        remedy: Some(remedy),
+    })
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ fn check(name: &str, port: u16, budget: Duration) -> MetadataService {
         endpoint: Some(format!("http://127.0.0.1:{port}/")),
         configured: true,
         budget,
+        root: PathBuf::from("/nonexistent"),
     }
 }
 
@@ -75,15 +76,14 @@ async fn azure_is_asked_with_its_header() {
     muster_runtime::tls::install_provider();
     let port = serve(|head| {
         assert!(head.to_lowercase().contains("metadata: true"), "{head}");
-        ok("1234")
+        ok(r#"{"compute":{"vmId":"1234","location":"westeurope","vmSize":"Standard_D4s_v5"}}"#)
     })
     .await;
     let seen = check("azure", port, LONG).run().await;
     assert_eq!(seen.outcome, Outcome::Pass, "{seen:?}");
-    assert!(
-        !format!("{seen:?}").contains("1234"),
-        "bodies stay out of evidence"
-    );
+    for part in ["instance 1234", "type Standard_D4s_v5", "in westeurope"] {
+        assert!(seen.message.contains(part), "{part}: {}", seen.message);
+    }
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn aws_is_asked_for_a_token_first() {
         if head.starts_with("PUT /latest/api/token") {
             ok("secret-token")
         } else if head.contains("secret-token") {
-            ok("i-0123")
+            ok(r#"{"instanceId":"i-0123","region":"eu-west-1"}"#)
         } else {
             b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n".to_vec()
         }
@@ -123,9 +123,9 @@ async fn refusals_silence_and_closed_ports_are_told_apart() {
     .await;
     let short = Duration::from_millis(300);
     let table = [
-        (refusing, LONG, Outcome::Fail, "METADATA_REFUSED"),
-        (closed, LONG, Outcome::Fail, "METADATA_UNREACHABLE"),
-        (endless, LONG, Outcome::Pass, "METADATA_REACHED"),
+        (refusing, LONG, Outcome::Fail, "METADATA_STATUS"),
+        (closed, LONG, Outcome::Fail, "METADATA_CLOSED"),
+        (endless, LONG, Outcome::Fail, "METADATA_OTHER"),
     ];
     for (port, budget, outcome, code) in table {
         let seen = check("gcp", port, budget).run().await;
@@ -133,7 +133,39 @@ async fn refusals_silence_and_closed_ports_are_told_apart() {
     }
     let seen = check("gcp", silent_port, short).run().await;
     assert_eq!(seen.outcome, Outcome::Fail);
+    assert_eq!(seen.findings[0].code, "METADATA_SILENT");
     assert!(seen.findings[0].remedy.is_some());
+}
+
+#[test]
+fn documents_of_every_cloud_are_read_and_others_are_not() {
+    let table = [
+        (
+            "gcp",
+            r#"{"id":7,"zone":"projects/1/zones/eu-a"}"#,
+            "7",
+            "eu-a",
+        ),
+        (
+            "hetzner",
+            "hostname: x\ninstance-id: 42\nregion: eu-central\n",
+            "42",
+            "eu-central",
+        ),
+        (
+            "digitalocean",
+            r#"{"droplet_id":9,"region":"fra1"}"#,
+            "9",
+            "fra1",
+        ),
+    ];
+    for (name, body, id, region) in table {
+        let found = read(provider(name), body.as_bytes()).unwrap();
+        assert_eq!((&*found.id, &*found.region), (id, region));
+    }
+    for other in ["", "<html>login: here</html>", "{}", "[1]"] {
+        assert!(read(provider("azure"), other.as_bytes()).is_none());
+    }
 }
 
 #[tokio::test]
@@ -143,6 +175,7 @@ async fn a_machine_in_no_cloud_is_not_concerned() {
         endpoint: None,
         configured: false,
         budget: LONG,
+        root: PathBuf::from("/nonexistent"),
     };
     assert_eq!(check.run().await.outcome, Outcome::NotApplicable);
 }

@@ -3,6 +3,10 @@
 //! Configured listeners must all be there and speak. With none configured those that this machine
 //! is known to offer are found in the kernel's table, by port and by program; finding none is a
 //! failure, because then nobody can connect. A listener on loopback alone is no way in for others.
+//!
+//! The kernel's table is read in every run. The protocol is spoken at the start, when the socket is
+//! another or connections wait for it, after a failure, and every five minutes: servers write log
+//! lines for each knock, and some lock out who knocks and has no login.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,21 +18,28 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use muster_core::{
     agent::Observation,
-    model::{Finding, Listener, Outcome, Remedy},
+    model::{Finding, Listener, Mono, Now, Outcome, Remedy},
 };
+use muster_runtime::clock;
 use parking_lot::Mutex;
 
 use super::{Check, Inputs, cannot_run};
 use crate::{
-    config::SessionListenerConfig,
+    config::{Require, SessionListenerConfig},
     platform::sockets::{self, ListeningSocket, Owner},
-    probe::{listener, tcp, tcp::Problem},
+    probe::{
+        listener::{self, Spoken},
+        tcp::{self, Problem},
+    },
 };
 
 /// Listeners that are tried in one run; a report carries 32.
 const MAX_TARGETS: usize = 32;
 /// Sockets whose owners and greetings are remembered; more are looked at anew each time.
 const MAX_REMEMBERED: usize = 256;
+
+/// How long a word of a listener counts while its socket stays the same.
+const SPEAK_EVERY: Duration = Duration::from_mins(5);
 
 /// Programs that take people's sessions, and what they speak.
 const PROGRAMS: [(&str, &str); 12] = [
@@ -64,8 +75,18 @@ struct SessionListener {
 #[derive(Default)]
 struct Memory {
     owners: BTreeMap<u64, Owner>,
-    greeted: BTreeSet<u64>,
+    spoken: BTreeMap<u64, LastSpoken>,
 }
+
+/// What was said when a socket was last spoken to, and when that was.
+#[derive(Clone)]
+struct LastSpoken {
+    at: Mono,
+    said: Spoken,
+}
+
+/// The steps of one listener, and what came of them.
+type Tried = (Vec<String>, Result<Spoken, Problem>);
 
 /// One listener to be tried.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -109,7 +130,8 @@ impl SessionListener {
         if targets.is_empty() {
             return none_found(sockets.len());
         }
-        let tried = join_all(targets.iter().map(|target| self.try_one(target))).await;
+        let now = clock::now();
+        let tried = join_all(targets.iter().map(|target| self.try_one(target, now))).await;
         self.judge(&targets, tried)
     }
 
@@ -120,7 +142,7 @@ impl SessionListener {
         let known = {
             let mut memory = self.memory.lock();
             memory.owners.retain(|inode, _| wanted.contains(inode));
-            memory.greeted.retain(|inode| wanted.contains(inode));
+            memory.spoken.retain(|inode, _| wanted.contains(inode));
             memory.owners.clone()
         };
         let new: BTreeSet<u64> = wanted
@@ -172,95 +194,145 @@ impl SessionListener {
             .collect()
     }
 
-    async fn try_one(&self, target: &Target) -> (Vec<String>, Result<(), Problem>) {
+    async fn try_one(&self, target: &Target, now: Now) -> Tried {
         let mut steps = vec![target.describe()];
-        let greeted =
-            target.protocol == "vnc" && target.waiting == 0 && !target.sockets.is_empty() && {
-                let memory = self.memory.lock();
-                target
-                    .sockets
-                    .iter()
-                    .all(|inode| memory.greeted.contains(inode))
-            };
-        if greeted {
-            // Some VNC servers count every connection without a login as an attack.
-            steps.push("greeted us before, still listens, and nobody waits".to_owned());
-            return (steps, Ok(()));
+        if let Some((ago, said)) = self.still_counts(target, now.mono) {
+            steps.push(format!("spoken to {} s ago, same socket", ago.as_secs()));
+            steps.extend(said.step.clone());
+            return (steps, Ok(said));
         }
         let stream = match tcp::connect(&target.addresses(), self.budget / 2, &mut steps).await {
             Ok(stream) => stream,
             Err(problem) => return (steps, Err(problem.for_listener(target))),
         };
-        let result =
-            listener::exchange(&target.protocol, stream, self.budget / 2, &mut steps).await;
-        if result.is_ok() {
-            let mut memory = self.memory.lock();
-            if memory.greeted.len() < MAX_REMEMBERED {
-                memory.greeted.extend(&target.sockets);
+        let spoken = listener::exchange(&target.protocol, stream, self.budget / 2, now.wall).await;
+        match spoken {
+            Ok(said) => {
+                steps.extend(said.step.clone());
+                self.remember(target, now.mono, &said);
+                (steps, Ok(said))
+            }
+            Err((step, problem)) => {
+                let mut memory = self.memory.lock();
+                memory
+                    .spoken
+                    .retain(|inode, _| !target.sockets.contains(inode));
+                steps.push(step);
+                (steps, Err(problem))
             }
         }
-        (steps, result)
     }
 
-    fn judge(
-        &self,
-        targets: &[Target],
-        tried: Vec<(Vec<String>, Result<(), Problem>)>,
-    ) -> Observation {
+    fn still_counts(&self, target: &Target, now: Mono) -> Option<(Duration, Spoken)> {
+        // Connections that wait are taken by a server that works within a moment.
+        // Nothing is said to a listener of plain TCP, so nothing counts but the connection.
+        if target.waiting > 0 || target.sockets.is_empty() || target.protocol == "tcp" {
+            return None;
+        }
+        let memory = self.memory.lock();
+        let mut oldest: Option<&LastSpoken> = None;
+        for inode in &target.sockets {
+            let last = memory.spoken.get(inode)?;
+            oldest = oldest.filter(|oldest| oldest.at <= last.at).or(Some(last));
+        }
+        let last = oldest?;
+        let ago = now.since(last.at);
+        (ago < SPEAK_EVERY).then(|| (ago, last.said.clone()))
+    }
+
+    fn remember(&self, target: &Target, at: Mono, said: &Spoken) {
+        let mut memory = self.memory.lock();
+        for inode in &target.sockets {
+            if memory.spoken.len() < MAX_REMEMBERED || memory.spoken.contains_key(inode) {
+                let said = said.clone();
+                memory.spoken.insert(*inode, LastSpoken { at, said });
+            }
+        }
+    }
+
+    fn judge(&self, targets: &[Target], tried: Vec<Tried>) -> Observation {
         let configured = !self.config.listeners.is_empty();
-        let (mut good, mut bad, mut aside) = (Vec::new(), Vec::new(), Vec::new());
+        let mut found = Findings::default();
         let mut listeners = Vec::new();
         for (target, (steps, result)) in targets.iter().zip(tried) {
             let reachable = self.config.allow_loopback || !target.is_loopback_only();
             // A session server's socket on a port of its own choice may be for something else.
             let guessed = !configured && protocol(target.port, None).is_none();
-            let result = match result {
-                Ok(()) if !reachable => Err(loopback_only(target)),
-                result => result,
-            };
             match result {
+                Ok(_) if !reachable => found.bad(target, steps, loopback_only(target)),
+                Ok(said) => found.good(target, steps, said),
                 Err(problem) if guessed && problem.code == "LISTENER_OTHER_PROTOCOL" => {
-                    aside.push(finding(target, steps, problem));
+                    found.aside.push(finding(target, steps, problem));
                     continue;
                 }
-                Err(problem) => bad.push(finding(target, steps, problem)),
-                Ok(()) => good.push(Finding {
-                    subject: target.name(),
-                    code: "LISTENS".to_owned(),
-                    message: "takes connections".to_owned(),
-                    steps,
-                    remedy: None,
-                }),
+                Err(problem) => found.bad(target, steps, problem),
             }
             if reachable && !target.bound.is_empty() {
                 listeners.push(target.listener());
             }
         }
-        if good.is_empty() {
-            bad.append(&mut aside);
+        let mut seen = found.into_observation(self.config.require);
+        seen.listeners = Some(listeners);
+        seen
+    }
+}
+
+/// What became of the listeners, each by itself.
+#[derive(Default)]
+struct Findings {
+    good: Vec<Finding>,
+    warned: Vec<Finding>,
+    bad: Vec<Finding>,
+    aside: Vec<Finding>,
+}
+
+impl Findings {
+    fn bad(&mut self, target: &Target, steps: Vec<String>, problem: Problem) {
+        self.bad.push(finding(target, steps, problem));
+    }
+
+    fn good(&mut self, target: &Target, steps: Vec<String>, said: Spoken) {
+        if let Some(warning) = said.warning {
+            self.warned.push(finding(target, steps, warning));
+            return;
         }
-        let (outcome, message) = if bad.is_empty() {
-            let names: Vec<_> = good.iter().map(|found| found.subject.clone()).collect();
-            (
-                Outcome::Pass,
-                format!("people can connect by {}", names.join(", ")),
-            )
-        } else {
-            let first = &bad[0];
-            let more = match bad.len() {
-                1 => String::new(),
-                count => format!(", and {} more", count - 1),
-            };
-            (
-                Outcome::Fail,
-                format!("{}: {}{more}", first.subject, first.message),
-            )
+        self.good.push(Finding {
+            subject: target.name(),
+            code: "LISTENS".to_owned(),
+            message: "takes connections".to_owned(),
+            steps,
+            remedy: None,
+        });
+    }
+
+    fn into_observation(mut self, require: Require) -> Observation {
+        let works = !(self.good.is_empty() && self.warned.is_empty());
+        if !works {
+            self.bad.append(&mut self.aside);
+        }
+        let outcome = match require {
+            _ if self.bad.is_empty() && self.warned.is_empty() => Outcome::Pass,
+            Require::Any if works => Outcome::Warn,
+            Require::Any | Require::All if self.bad.is_empty() => Outcome::Warn,
+            Require::Any | Require::All => Outcome::Fail,
+        };
+        let names: Vec<_> = self.good.iter().map(|good| good.subject.clone()).collect();
+        let mut all = self.bad;
+        all.append(&mut self.warned);
+        let message = match all.first() {
+            None => format!("people can connect by {}", names.join(", ")),
+            Some(first) => {
+                let more = match all.len() {
+                    1 => String::new(),
+                    count => format!(", and {} more", count - 1),
+                };
+                format!("{}: {}{more}", first.subject, first.message)
+            }
         };
         let mut seen = Observation::new(outcome, message);
-        seen.findings = bad;
-        seen.findings.extend(good);
-        seen.findings.extend(aside);
-        seen.listeners = Some(listeners);
+        all.append(&mut self.good);
+        all.append(&mut self.aside);
+        seen.findings = all;
         seen
     }
 }

@@ -174,7 +174,7 @@ async fn a_listener_with_ten_megabytes_of_greeting_gives_a_small_answer() {
 }
 
 #[tokio::test]
-async fn a_vnc_server_that_greeted_us_is_not_knocked_at_again() {
+async fn a_server_that_spoke_is_not_knocked_at_again_for_five_minutes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = tokio::spawn(async move {
@@ -189,9 +189,37 @@ async fn a_vnc_server_that_greeted_us_is_not_knocked_at_again() {
     let again = check.look().await;
     assert_eq!(again.outcome, Outcome::Pass);
     assert!(
-        again.findings[0].steps[1].contains("greeted us before"),
+        again.findings[0].steps[1].contains("same socket"),
         "{again:?}"
     );
+    let later = {
+        let mut memory = check.memory.lock();
+        for last in memory.spoken.values_mut() {
+            last.at = last.at.back(SPEAK_EVERY);
+        }
+        drop(memory);
+        check.look()
+    };
+    let knocked = async { listener.accept().await.unwrap() };
+    let (_, _gone) = tokio::join!(tokio::time::timeout(Duration::from_secs(9), later), knocked);
     drop(listener);
+    assert_eq!(check.look().await.outcome, Outcome::Fail);
+}
+
+#[tokio::test]
+async fn one_of_two_is_enough_where_any_is_required() {
+    let port = serve(b"").await;
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut check = check(&[("tcp", port), ("rdp", gone)], true);
+    check.config.require = Require::Any;
+    let seen = check.look().await;
+    assert_eq!(seen.outcome, Outcome::Warn, "{seen:?}");
+    assert_eq!(seen.findings[0].code, "LISTENER_DOWN");
+    check.config.listeners.remove(0);
     assert_eq!(check.look().await.outcome, Outcome::Fail);
 }

@@ -1,7 +1,8 @@
 //! `urls`: are the brokers and the required URLs reachable, and if not, which step fails?
 //!
 //! For each URL the steps are told that a person would try: hosts file, name, TCP, TLS, HTTP, or
-//! the proxy that the environment names. Any answer below 500 counts: the check is about the way
+//! the proxy that the environment names. Redirects are followed, because who they point to has to
+//! be reachable too. Any answer below 500 counts: the check is about the way
 //! there. A broker that the session is open to needs no second connection; the others are tried by
 //! TCP alone, and what the last attempt at a session met is told.
 
@@ -12,12 +13,12 @@ use futures_util::{
     future::{BoxFuture, FutureExt as _},
     stream,
 };
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use muster_core::{
     agent::Observation,
     model::{Finding, Outcome, Remedy, RequiredUrl},
 };
-use reqwest::Url;
+use reqwest::{Response, Url, header::LOCATION};
 use tokio::sync::watch;
 
 use super::{Check, Inputs};
@@ -26,12 +27,15 @@ use crate::{
     probe::{
         hosts_file, http,
         tcp::{self, Problem},
+        tls,
     },
     session::LinkState,
 };
 
 /// Targets of one run: 16 brokers, 32 URLs of the file, and as many of the policy.
 const MAX_TARGETS: usize = 80;
+/// Redirects that are followed: services use one or two, browsers give up at twenty.
+const MAX_REDIRECTS: usize = 4;
 /// Targets tried at once: enough to be through in time, too few to look like an attack.
 const AT_ONCE: usize = 16;
 
@@ -185,65 +189,192 @@ impl Urls {
     }
 
     async fn try_url(&self, text: &str, steps: &mut Vec<String>) -> Result<(), Problem> {
-        let parts = Url::parse(text).ok().and_then(|url| {
-            let host = url.host_str()?.to_owned();
-            Some((host, url.port_or_known_default()?, url))
-        });
-        let Some((host, port, url)) = parts else {
-            return Err(Problem {
-                code: "URL_INVALID",
-                message: "not an http or https URL".to_owned(),
-                remedy: Remedy::text("Correct the URL in agent.toml or in the pool's policy."),
-            });
+        let mut next = Url::parse(text).map_err(|_| invalid())?;
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.request(&next, steps).await?;
+            let status = response.status();
+            let target = response
+                .headers()
+                .get(LOCATION)
+                .filter(|_| status.is_redirection())
+                .and_then(|location| location.to_str().ok())
+                .and_then(|location| next.join(location).ok());
+            if let Some(target) = target.filter(|target| may_follow(&next, target)) {
+                // Another machine that has to be reachable too. Never its query: it may hold keys.
+                let host = target.host_str().unwrap_or_default();
+                steps.push(format!("redirect: to {}://{host}", target.scheme()));
+                next = target;
+                continue;
+            }
+            return judge_status(status.as_u16(), &status.to_string());
+        }
+        Err(Problem {
+            code: "HTTP_REDIRECTS",
+            message: format!("redirects more than {MAX_REDIRECTS} times"),
+            remedy: Remedy::text(
+                "A login page or a loop answers for the service: look at proxies on the way and \
+                 at the service.",
+            ),
+        })
+    }
+
+    /// One request, directly or by the proxy that is in force.
+    async fn request(&self, url: &Url, steps: &mut Vec<String>) -> Result<Response, Problem> {
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err(invalid());
         };
-        let proxy = text
+        let proxy = url
+            .as_str()
             .parse()
             .ok()
             .and_then(|uri| Matcher::from_env().intercept(&uri));
         let mut client = http::builder(self.budget / 3);
+        let mut addresses = Vec::new();
         if let Some(proxy) = &proxy {
-            // Who is behind the proxy is for the proxy to look up.
-            let shown = format!(
-                "{}:{}",
-                proxy.uri().host().unwrap_or("?"),
-                proxy.uri().port_u16().unwrap_or(0)
-            );
-            steps.push(format!("proxy: {shown} by this environment"));
+            self.reach_proxy(proxy, steps).await?;
         } else {
-            let addresses = self.open(&host, port, steps).await?;
-            client = client.no_proxy().resolve_to_addrs(&host, &addresses);
+            addresses = self.open(host, port, steps).await?;
+            client = client.no_proxy().resolve_to_addrs(host, &addresses);
         }
         let client = client.build().map_err(|error| http::no_client(&error))?;
         let what = format!("GET {}", url.path());
-        let response = http::send(client.get(url), &what, steps).await.map_err(|mut problem| {
-            if proxy.is_some() && problem.code == "HTTP_FAILED" {
-                problem.code = "PROXY_FAILED";
-                problem.remedy = Remedy::text(
-                    "See whether the proxy is up and may reach this URL, or exempt it by no_proxy.",
-                );
+        match http::send(client.get(url.clone()), &what, steps).await {
+            Ok(response) => Ok(response),
+            Err(problem) if proxy.is_some() && problem.code == "HTTP_FAILED" => Err(Problem {
+                code: "PROXY_FAILED",
+                remedy: Remedy::text(format!(
+                    "See whether the proxy may reach this URL, or exempt it: no_proxy={host}"
+                )),
+                ..problem
+            }),
+            Err(problem) => {
+                let problem = self
+                    .with_certificate(problem, host, &addresses, steps)
+                    .await;
+                Err(blame_hosts_file(problem, steps))
             }
-            blame_hosts_file(problem, steps)
-        })?;
-        let status = response.status();
-        if status.as_u16() == 407 {
-            return Err(Problem {
-                code: "PROXY_REFUSED",
-                message: "the proxy wants a login".to_owned(),
-                remedy: Remedy::text(
-                    "Let the proxy pass this URL without login, or exempt it by no_proxy.",
-                ),
-            });
         }
-        if status.is_server_error() {
-            return Err(Problem {
-                code: "HTTP_STATUS",
-                message: format!("answers {status}"),
-                remedy: Remedy::text(
-                    "The way there is open: look at the service itself, or at the proxy that answers for it.",
+    }
+
+    /// A proxy is looked up and connected to by itself first: when it is down, nothing else is.
+    async fn reach_proxy(&self, proxy: &Intercept, steps: &mut Vec<String>) -> Result<(), Problem> {
+        let host = proxy.uri().host().unwrap_or_default();
+        let default = if proxy.uri().scheme_str() == Some("https") {
+            443
+        } else {
+            80
+        };
+        let port = proxy.uri().port_u16().unwrap_or(default);
+        steps.push(format!("proxy: {host}:{port} by this environment"));
+        match self.open(host, port, steps).await {
+            Ok(_) => Ok(()),
+            Err(problem) => Err(Problem {
+                code: "PROXY_UNREACHABLE",
+                message: format!(
+                    "the proxy {host}:{port} is not reached: {}",
+                    problem.message
                 ),
-            });
+                remedy: Remedy::text(format!(
+                    "Start the proxy {host}:{port}, or correct http_proxy and https_proxy of the \
+                     agent."
+                ))
+                .command("systemctl show-environment; systemctl cat muster-agent"),
+            }),
         }
-        Ok(())
+    }
+
+    /// A refused certificate is named: whose it is, who issued it, and until when.
+    async fn with_certificate(
+        &self,
+        mut problem: Problem,
+        host: &str,
+        addresses: &[SocketAddr],
+        steps: &mut Vec<String>,
+    ) -> Problem {
+        if !matches!(
+            problem.code,
+            "TLS_UNKNOWN_CA" | "TLS_EXPIRED" | "TLS_WRONG_NAME"
+        ) {
+            return problem;
+        }
+        let limit = self.budget / 6;
+        let Ok(stream) = tcp::connect(addresses, limit, &mut Vec::new()).await else {
+            return problem;
+        };
+        let Ok(shown) = tls::look(stream, host.trim_matches(['[', ']']), limit).await else {
+            return problem;
+        };
+        steps.push(format!(
+            "tls: certificate of {} for {}, issued by {}, valid {} to {}",
+            shown.subject,
+            shown.names.join(", "),
+            shown.issuer,
+            shown.not_before,
+            shown.not_after
+        ));
+        match problem.code {
+            "TLS_UNKNOWN_CA" if shown.self_signed => {
+                problem.message = format!("certificate signed by itself: {}", shown.subject);
+            }
+            "TLS_UNKNOWN_CA" => {
+                problem.message = format!(
+                    "certificate by {}, whom this machine does not trust: a proxy that looks \
+                     into connections, or the service's own authority",
+                    shown.issuer
+                );
+                problem.remedy = Remedy::text(format!(
+                    "If {} is your site's, put its certificate in \
+                     /usr/local/share/ca-certificates; else exempt this URL from the proxy.",
+                    shown.issuer
+                ))
+                .command("update-ca-certificates");
+            }
+            "TLS_EXPIRED" => {
+                problem.message = format!("the certificate is valid until {}", shown.not_after);
+                problem.remedy = problem.remedy.command("timedatectl");
+            }
+            _ => {
+                let names = shown.names.join(", ");
+                problem.message = format!("the certificate is for {names}, not for {host}");
+            }
+        }
+        problem
+    }
+}
+
+/// A redirect must not make this host probe other ports than those of the web.
+fn may_follow(from: &Url, to: &Url) -> bool {
+    let port = to.port_or_known_default();
+    let same = from.host_str() == to.host_str() && from.port_or_known_default() == port;
+    is_url(to.as_str()) && (same || matches!(port, Some(80 | 443)))
+}
+
+fn judge_status(status: u16, shown: &str) -> Result<(), Problem> {
+    match status {
+        407 => Err(Problem {
+            code: "PROXY_REFUSED",
+            message: "the proxy wants a login".to_owned(),
+            remedy: Remedy::text(
+                "Let the proxy pass this URL without login, or exempt it by no_proxy.",
+            ),
+        }),
+        500.. => Err(Problem {
+            code: "HTTP_STATUS",
+            message: format!("answers {shown}"),
+            remedy: Remedy::text(
+                "The way there is open: look at the service itself, or at the proxy that answers \
+                 for it.",
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn invalid() -> Problem {
+    Problem {
+        code: "URL_INVALID",
+        message: "not an http or https URL".to_owned(),
+        remedy: Remedy::text("Correct the URL in agent.toml or in the pool's policy."),
     }
 }
 
@@ -289,16 +420,24 @@ fn subject(required: &RequiredUrl) -> String {
 
 /// An entry of the hosts file that led astray is the first thing to mend.
 fn blame_hosts_file(problem: Problem, steps: &[String]) -> Problem {
-    let Some(step) = steps.iter().find(|step| step.starts_with("hosts file: ")) else {
+    let entry = steps
+        .iter()
+        .find_map(|step| step.strip_prefix("hosts file: "));
+    let Some(entry) = entry else {
         return problem;
     };
+    let line = entry
+        .split_once(" line ")
+        .and_then(|(_, rest)| rest.split_once(':'))
+        .map_or("", |(line, _)| line);
     Problem {
         code: "HOSTS_FILE",
-        message: format!("{}; {step}", problem.message),
+        message: format!("blocked by {entry} ({})", problem.message),
         remedy: Remedy::text(format!(
-            "Take the entry out of {} if it is not meant: it wins over DNS.",
+            "Take line {line} out of {} if it is not meant: it wins over DNS.",
             hosts_file::PATH
-        )),
+        ))
+        .command(format!("sed -i '{line}d' {}", hosts_file::PATH)),
     }
 }
 
@@ -337,155 +476,5 @@ fn judge(mut tried: Vec<Tried>) -> Observation {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpListener,
-    };
-
-    use super::*;
-
-    fn urls(brokers: &[String], required: &[String], link: LinkState) -> Urls {
-        muster_runtime::tls::install_provider();
-        let required = required.iter().map(|url| RequiredUrl {
-            url: url.clone(),
-            role: "custom".to_owned(),
-        });
-        Urls {
-            brokers: brokers.to_vec(),
-            local: required.collect(),
-            of_pool: Vec::new(),
-            link: watch::channel(link).1,
-            budget: Duration::from_secs(9),
-        }
-    }
-
-    async fn serve(answer: &'static [u8]) -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut head = [0; 4];
-                let _ = stream.read_exact(&mut head).await;
-                let _ = stream.write_all(answer).await;
-                let _ = stream.shutdown().await;
-                let _ = stream.read_to_end(&mut Vec::new()).await;
-            }
-        });
-        port
-    }
-
-    async fn closed() -> u16 {
-        TcpListener::bind("127.0.0.1:0")
-            .await
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port()
-    }
-
-    fn at(scheme: &str, port: u16) -> String {
-        format!("{scheme}://127.0.0.1:{port}/x")
-    }
-
-    #[tokio::test]
-    async fn any_answer_but_a_server_error_counts() {
-        let not_found = serve(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
-        let broken = serve(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await;
-        let seen = urls(&[], &[at("http", not_found)], LinkState::default())
-            .look()
-            .await;
-        assert_eq!(seen.outcome, Outcome::Pass, "{seen:?}");
-        let steps = &seen.findings[0].steps;
-        assert!(
-            steps[0].starts_with("tcp: connected") && steps[1].contains("404"),
-            "{steps:?}"
-        );
-        let seen = urls(&[], &[at("http", broken)], LinkState::default())
-            .look()
-            .await;
-        assert_eq!(
-            (seen.outcome, &*seen.findings[0].code),
-            (Outcome::Fail, "HTTP_STATUS")
-        );
-    }
-
-    #[tokio::test]
-    async fn the_step_that_fails_is_named() {
-        let plain = serve(b"this is no TLS at all, not even close to it").await;
-        let table = [
-            (at("http", closed().await), "TCP_REFUSED"),
-            (at("https", plain), "TLS_NOT_SPOKEN"),
-            ("https://nowhere.invalid/".to_owned(), "DNS_"),
-        ];
-        for (url, code) in table {
-            let seen = urls(&[], std::slice::from_ref(&url), LinkState::default())
-                .look()
-                .await;
-            assert_eq!(seen.outcome, Outcome::Fail);
-            let found = &seen.findings[0];
-            assert!(found.code.starts_with(code), "{url}: {found:?}");
-            assert!(found.remedy.is_some() && !found.steps.is_empty());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_broker_with_an_open_session_is_not_connected_to_again() {
-        let (here, gone) = (
-            "127.0.0.1:1".to_owned(),
-            format!("127.0.0.1:{}", closed().await),
-        );
-        let link = LinkState {
-            brokers: vec![here.as_str().into(), gone.as_str().into()],
-            connected: Some(here.as_str().into()),
-            problems: BTreeMap::from([(gone.clone(), "certificate expired".to_owned())]),
-        };
-        let seen = urls(&[], &[], link).look().await;
-        assert_eq!(seen.outcome, Outcome::Warn, "a spare is missing: {seen:?}");
-        assert!(seen.findings[0].steps[0].contains("certificate expired"));
-        assert!(seen.findings[1].steps[0].contains("session is open"));
-        let seen = urls(&[gone], &[], LinkState::default()).look().await;
-        assert_eq!(seen.outcome, Outcome::Fail, "no broker at all");
-    }
-
-    #[tokio::test]
-    async fn nothing_to_reach_does_not_apply() {
-        let seen = urls(&[], &[], LinkState::default()).look().await;
-        assert_eq!(seen.outcome, Outcome::NotApplicable);
-    }
-
-    #[tokio::test]
-    async fn a_pool_cannot_make_its_hosts_probe_other_ports_or_show_credentials() {
-        let required = |url: &str| RequiredUrl {
-            url: url.to_owned(),
-            role: "custom".to_owned(),
-        };
-        let mut check = urls(&[], &[], LinkState::default());
-        check.of_pool = vec![
-            required("http://127.0.0.1:22/"),
-            required("https://user:secret@127.0.0.1/?key=secret"),
-        ];
-        let seen = check.look().await;
-        assert_eq!(seen.findings.len(), 2);
-        for found in &seen.findings {
-            assert_eq!(found.code, "URL_NOT_ALLOWED");
-            assert!(found.steps.is_empty());
-        }
-        assert!(!format!("{seen:?}").contains("secret"), "{seen:?}");
-    }
-
-    #[test]
-    fn an_entry_of_the_hosts_file_is_blamed_by_line() {
-        let problem = Problem {
-            code: "TCP_REFUSED",
-            message: "0.0.0.0:443 refused".to_owned(),
-            remedy: Remedy::default(),
-        };
-        let steps = ["hosts file: /etc/hosts:4 points x.example to 0.0.0.0".to_owned()];
-        let blamed = blame_hosts_file(problem, &steps);
-        assert_eq!(blamed.code, "HOSTS_FILE");
-        assert!(blamed.message.contains("/etc/hosts:4"));
-    }
-}
+#[path = "urls_tests.rs"]
+mod tests;

@@ -8,5 +8,5 @@
 mod linux;
 #[cfg(target_os = "linux")]
 pub use linux::{
-    domain, machine, plugin, power, processes, resources, sessions, sockets, units,
+    domain, machine, plugin, power, processes, proxies, resources, sessions, sockets, units,
 };

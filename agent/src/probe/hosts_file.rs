@@ -2,10 +2,14 @@
 
 use std::{fs, io::Read as _, net::IpAddr, path::Path};
 
+use muster_core::model::clean_text;
+
 /// The file, unless a test has another.
 pub const PATH: &str = "/etc/hosts";
 /// Some block lists have a hundred thousand lines.
 const MAX_BYTES: u64 = 8 << 20;
+/// A line may name very many hosts.
+const MAX_SHOWN: usize = 120;
 
 /// An entry for a name.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,6 +18,8 @@ pub struct Entry {
     pub line: usize,
     /// Where it points.
     pub address: IpAddr,
+    /// The line as it stands there, without a comment.
+    pub text: String,
 }
 
 /// The first entry for `host` in the file at `path`. Blocks for one small file.
@@ -27,11 +33,8 @@ pub fn entry(path: &Path, host: &str) -> Option<Entry> {
         .ok()?;
     let text = String::from_utf8_lossy(&text);
     for (at, line) in text.lines().enumerate() {
-        let mut words = line
-            .split('#')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace();
+        let line = line.split('#').next().unwrap_or_default().trim();
+        let mut words = line.split_whitespace();
         let Some(address) = words.next().and_then(|word| word.parse().ok()) else {
             continue;
         };
@@ -39,6 +42,7 @@ pub fn entry(path: &Path, host: &str) -> Option<Entry> {
             return Some(Entry {
                 line: at + 1,
                 address,
+                text: clean_text(line, MAX_SHOWN),
             });
         }
     }
@@ -61,7 +65,8 @@ mod tests {
             found,
             Entry {
                 line: 4,
-                address: "0.0.0.0".parse().unwrap()
+                address: "0.0.0.0".parse().unwrap(),
+                text: "0.0.0.0 other.example.org Blocked.example.org".to_owned(),
             }
         );
         assert_eq!(entry(&path, "free.example.org"), None);

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use muster_core::model::{Remedy, clean_text};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -15,17 +16,35 @@ use tokio::{
     time::timeout,
 };
 
-use super::tcp::{Problem, took};
+use super::{
+    rdp::{self, Offer},
+    tcp::{Problem, took},
+    tls,
+};
 
 /// Bytes that are read for the first words. An SSH server may say a few lines before its version.
 const MAX_GREETING: usize = 8 << 10;
 /// Bytes that are read and dropped so that the connection ends in order rather than by a reset.
 const MAX_FAREWELL: usize = 16 << 10;
+/// A certificate is warned of this long before its end: two weeks to get a new one.
+const WARN_DAYS: i64 = 14;
 /// How long the other side's last words are waited for.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 
-/// Speaks `protocol` over a connection that was just made, and writes down how it went. What is
-/// not known beyond TCP is closed again at once.
+/// What a listener that works said.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Spoken {
+    /// The step that tells it; none where nothing is spoken beyond TCP.
+    pub step: Option<String>,
+    /// It works, and something should be looked at before it does no more.
+    pub warning: Option<Problem>,
+}
+
+/// How far an exchange came, in words, and what should be looked at.
+type Said = (Option<String>, Option<Problem>);
+
+/// Speaks `protocol` over a connection that was just made. What is not known beyond TCP is closed
+/// again at once.
 ///
 /// # Errors
 /// If the other side does not speak as it should within `limit`.
@@ -33,36 +52,38 @@ pub async fn exchange(
     protocol: &str,
     stream: TcpStream,
     limit: Duration,
-    steps: &mut Vec<String>,
-) -> Result<(), Problem> {
+    now: Timestamp,
+) -> Result<Spoken, (String, Problem)> {
     let begun = Instant::now();
-    let spoken = timeout(limit, async {
+    let spoken: Result<Said, Broken> = timeout(limit, async {
         match protocol {
-            "ssh" => ssh(stream).await,
+            "ssh" => Ok((Some(ssh(stream).await?), None)),
             "rdp" => rdp(stream).await,
-            "vnc" => vnc(stream).await,
-            _ => Ok(None),
+            "vnc" => Ok((Some(vnc(stream).await?), None)),
+            "https" | "tls" => certificate(stream, limit, now).await,
+            _ => Ok((None, None)),
         }
     })
     .await
     .unwrap_or(Err(Broken::Silent));
     match spoken {
-        Ok(None) => Ok(()),
-        Ok(Some(said)) => {
-            steps.push(format!("{protocol}: {said} ({})", took(begun)));
-            Ok(())
-        }
+        Ok((said, warning)) => Ok(Spoken {
+            step: said.map(|said| format!("{protocol}: {said} ({})", took(begun))),
+            warning,
+        }),
         Err(broken) => {
             let problem = broken.into_problem(protocol);
-            steps.push(format!("{protocol}: {} ({})", problem.message, took(begun)));
-            Err(problem)
+            let step = format!("{protocol}: {} ({})", problem.message, took(begun));
+            Err((step, problem))
         }
     }
 }
 
 /// How an exchange broke.
-enum Broken {
+pub(super) enum Broken {
     Silent,
+    /// It speaks, and says itself why it is of no use.
+    Useless(Problem),
     Closed(String),
     Other(String),
     Io(io::Error),
@@ -82,6 +103,7 @@ impl Broken {
     fn into_problem(self, protocol: &str) -> Problem {
         let restart = "Restart the service that listens there; its log says more.";
         let (code, message, remedy) = match self {
+            Self::Useless(problem) => return problem,
             Self::Silent => (
                 "LISTENER_SILENT",
                 format!("accepts connections but does not speak {protocol} in time"),
@@ -117,12 +139,12 @@ impl Broken {
     }
 }
 
-fn shown(bytes: &[u8]) -> String {
+pub(super) fn shown(bytes: &[u8]) -> String {
     clean_text(String::from_utf8_lossy(bytes).trim(), 60)
 }
 
 /// Both sides' version lines, then an orderly disconnect before any key exchange.
-async fn ssh(mut stream: TcpStream) -> Result<Option<String>, Broken> {
+async fn ssh(mut stream: TcpStream) -> Result<String, Broken> {
     let mut said = Vec::new();
     let version = loop {
         if let Some(version) = ssh_version(&said) {
@@ -143,7 +165,7 @@ async fn ssh(mut stream: TcpStream) -> Result<Option<String>, Broken> {
     stream.write_all(b"SSH-2.0-muster_check\r\n").await?;
     stream.write_all(&ssh_disconnect("health check")).await?;
     farewell(stream).await;
-    Ok(Some(format!("greets as {version}")))
+    Ok(format!("greets as {version}"))
 }
 
 /// The version line, once it is whole; servers may say other lines before it.
@@ -174,24 +196,64 @@ fn ssh_disconnect(description: &str) -> Vec<u8> {
     packet
 }
 
-/// The X.224 connection request with which every RDP connection begins, and its confirmation.
-async fn rdp(mut stream: TcpStream) -> Result<Option<String>, Broken> {
-    // TPKT header, connection request, negotiation request for TLS and CredSSP.
-    const REQUEST: [u8; 19] = [3, 0, 0, 19, 14, 0xe0, 0, 0, 0, 0, 0, 1, 0, 8, 0, 3, 0, 0, 0];
-    const CONNECTION_CONFIRM: u8 = 0xd0;
-    stream.write_all(&REQUEST).await?;
-    let mut head = [0; 6];
-    stream.read_exact(&mut head).await?;
-    if head[0] != 3 || head[5] & 0xf0 != CONNECTION_CONFIRM {
-        return Err(Broken::Other(shown(&head)));
-    }
+async fn rdp(mut stream: TcpStream) -> Result<Said, Broken> {
+    let offer = rdp::negotiate(&mut stream).await?;
     farewell(stream).await;
-    Ok(Some("confirms the connection".to_owned()))
+    match offer {
+        Offer::Chosen(security) => Ok((Some(format!("confirms, offers {security}")), None)),
+        Offer::Wants(security) => Ok((Some(format!("confirms, wants {security}")), None)),
+        Offer::NoCertificate => Err(Broken::Useless(Problem {
+            code: "RDP_NO_CERTIFICATE",
+            message: "turns clients away: it has no certificate for TLS".to_owned(),
+            remedy: Remedy::text(
+                "Give the RDP server its certificate and key (certificate and key_file in \
+                 xrdp.ini), readable for it, and restart it.",
+            )
+            .command("systemctl restart xrdp"),
+        })),
+        Offer::Refuses(code) => Err(Broken::Useless(Problem {
+            code: "RDP_REFUSES",
+            message: format!("refuses the negotiation with code {code}"),
+            remedy: Remedy::text("Look at the RDP server's log."),
+        })),
+    }
+}
+
+/// A TLS handshake, and how long the certificate is still good.
+async fn certificate(stream: TcpStream, limit: Duration, now: Timestamp) -> Result<Said, Broken> {
+    let address = stream.peer_addr()?;
+    let found = match tls::look(stream, &address.ip().to_string(), limit).await {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(Broken::Silent),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Err(Broken::Closed(String::new()));
+        }
+        Err(error) => return Err(Broken::Other(error.to_string())),
+    };
+    let left = found.not_after.duration_since(now).as_hours();
+    let renew = "Renew the certificate of this listener and have the service load it.";
+    if left < 0 || found.not_after <= now {
+        return Err(Broken::Useless(Problem {
+            code: "LISTENER_CERTIFICATE_EXPIRED",
+            message: format!("its certificate is over since {}", found.not_after),
+            remedy: Remedy::text(renew),
+        }));
+    }
+    let warning = (left < 24 * WARN_DAYS).then(|| Problem {
+        code: "LISTENER_CERTIFICATE_EXPIRES",
+        message: format!("its certificate is over in {} days", left / 24),
+        remedy: Remedy::text(renew),
+    });
+    let said = format!(
+        "certificate of {} by {}, good until {}",
+        found.subject, found.issuer, found.not_after
+    );
+    Ok((Some(said), warning))
 }
 
 /// Version lines and security types. Where the server asks for no password the handshake is
 /// finished, which clears whatever mark it has made of us.
-async fn vnc(mut stream: TcpStream) -> Result<Option<String>, Broken> {
+async fn vnc(mut stream: TcpStream) -> Result<String, Broken> {
     const NO_PASSWORD: u8 = 1;
     let mut version = [0; 12];
     stream.read_exact(&mut version).await?;
@@ -201,7 +263,7 @@ async fn vnc(mut stream: TcpStream) -> Result<Option<String>, Broken> {
     let version_shown = shown(&version);
     if version != *b"RFB 003.008\n" {
         // Older versions choose the security themselves: nothing polite is left to say.
-        return Ok(Some(format!("greets as {version_shown}")));
+        return Ok(format!("greets as {version_shown}"));
     }
     stream.write_all(&version).await?;
     let count = stream.read_u8().await?;
@@ -214,10 +276,10 @@ async fn vnc(mut stream: TcpStream) -> Result<Option<String>, Broken> {
         ];
         stream.read_exact(&mut reason).await?;
         // It lives and talks: that it is tired of us locks out nobody else.
-        return Ok(Some(format!(
+        return Ok(format!(
             "greets as {version_shown}, then says {:?}",
             shown(&reason)
-        )));
+        ));
     }
     let mut kinds = vec![0; usize::from(count)];
     stream.read_exact(&mut kinds).await?;
@@ -228,7 +290,7 @@ async fn vnc(mut stream: TcpStream) -> Result<Option<String>, Broken> {
         stream.write_all(&[1]).await?;
     }
     farewell(stream).await;
-    Ok(Some(format!("greets as {version_shown}")))
+    Ok(format!("greets as {version_shown}"))
 }
 
 /// Says that we are done and lets the other side finish, within bounds.
@@ -261,7 +323,7 @@ mod tests {
         protocol: &str,
         first: Vec<u8>,
         limit: Duration,
-    ) -> (Result<(), Problem>, Vec<String>, Vec<u8>) {
+    ) -> (Result<Spoken, Problem>, String, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move {
@@ -273,17 +335,19 @@ mod tests {
             heard
         });
         let stream = TcpStream::connect(address).await.unwrap();
-        let mut steps = Vec::new();
-        let result = exchange(protocol, stream, limit, &mut steps).await;
-        (result, steps, server.await.unwrap())
+        let (result, step) = match exchange(protocol, stream, limit, Timestamp::UNIX_EPOCH).await {
+            Ok(spoken) => (Ok(spoken.clone()), spoken.step.unwrap_or_default()),
+            Err((step, problem)) => (Err(problem), step),
+        };
+        (result, step, server.await.unwrap())
     }
 
     #[tokio::test]
     async fn ssh_is_greeted_and_left_politely() {
         let greeting = b"Welcome\r\nSSH-2.0-OpenSSH_9.2p1 Debian\r\n".to_vec();
-        let (result, steps, heard) = served("ssh", greeting, LIMIT).await;
+        let (result, step, heard) = served("ssh", greeting, LIMIT).await;
         result.unwrap();
-        assert!(steps[0].contains("OpenSSH_9.2p1"), "{steps:?}");
+        assert!(step.contains("OpenSSH_9.2p1"), "{step}");
         let disconnect = heard.strip_prefix(b"SSH-2.0-muster_check\r\n").unwrap();
         assert_eq!(disconnect.len() % 8, 0);
         assert_eq!(
@@ -295,14 +359,15 @@ mod tests {
 
     #[tokio::test]
     async fn ten_megabytes_instead_of_a_greeting_are_not_read() {
-        let (result, steps, _) = served("ssh", vec![b'x'; 10 << 20], LIMIT).await;
+        let (result, step, _) = served("ssh", vec![b'x'; 10 << 20], LIMIT).await;
         assert_eq!(result.unwrap_err().code, "LISTENER_OTHER_PROTOCOL");
-        assert!(steps[0].len() < 256);
+        assert!(step.len() < 256);
     }
 
     #[tokio::test]
     async fn a_listener_that_never_speaks_is_silent() {
-        for protocol in ["ssh", "rdp", "vnc"] {
+        muster_runtime::tls::install_provider();
+        for protocol in ["ssh", "rdp", "vnc", "https"] {
             let (result, ..) = served(protocol, Vec::new(), Duration::from_millis(50)).await;
             assert_eq!(result.unwrap_err().code, "LISTENER_SILENT", "{protocol}");
         }
@@ -317,9 +382,8 @@ mod tests {
             stream.write_all(b"Exceeded MaxStartups\r\n").await.unwrap();
         });
         let stream = TcpStream::connect(address).await.unwrap();
-        let problem = exchange("ssh", stream, LIMIT, &mut Vec::new())
-            .await
-            .unwrap_err();
+        let now = Timestamp::UNIX_EPOCH;
+        let (_, problem) = exchange("ssh", stream, LIMIT, now).await.unwrap_err();
         assert_eq!(problem.code, "LISTENER_CLOSED");
         assert!(problem.message.contains("MaxStartups"), "{problem:?}");
     }
@@ -329,8 +393,9 @@ mod tests {
         let confirm = vec![
             3, 0, 0, 19, 14, 0xd0, 0, 0, 0x12, 0x34, 0, 2, 0, 8, 0, 1, 0, 0, 0,
         ];
-        let (result, _, heard) = served("rdp", confirm, LIMIT).await;
+        let (result, step, heard) = served("rdp", confirm, LIMIT).await;
         result.unwrap();
+        assert!(step.contains("offers TLS"), "{step}");
         assert_eq!(&heard[..6], [3, 0, 0, 19, 14, 0xe0]);
         let (result, ..) = served("rdp", b"HTTP/1.1 400\r\n".to_vec(), LIMIT).await;
         assert_eq!(result.unwrap_err().code, "LISTENER_OTHER_PROTOCOL");
@@ -343,15 +408,15 @@ mod tests {
         result.unwrap();
         assert_eq!(heard, b"RFB 003.008\n\x01\x01");
         let tired = [&b"RFB 003.008\n"[..], &[0, 0, 0, 0, 8], b"too many"].concat();
-        let (result, steps, _) = served("vnc", tired, LIMIT).await;
+        let (result, step, _) = served("vnc", tired, LIMIT).await;
         result.unwrap();
-        assert!(steps[0].contains("too many"), "{steps:?}");
+        assert!(step.contains("too many"), "{step}");
     }
 
     #[tokio::test]
     async fn other_protocols_need_a_connection_and_no_word() {
-        let (result, steps, heard) = served("tcp", Vec::new(), LIMIT).await;
+        let (result, step, heard) = served("tcp", Vec::new(), LIMIT).await;
         result.unwrap();
-        assert!(steps.is_empty() && heard.is_empty());
+        assert!(step.is_empty() && heard.is_empty());
     }
 }

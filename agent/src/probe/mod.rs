@@ -2,7 +2,10 @@
 //!
 //! Every read is bounded in bytes and time, and nothing here keeps or returns a body.
 
+pub mod dns;
 pub mod hosts_file;
 pub mod http;
 pub mod listener;
+pub mod rdp;
 pub mod tcp;
+pub mod tls;

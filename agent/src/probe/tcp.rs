@@ -13,7 +13,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::hosts_file;
+use super::{
+    dns::{self, Answer, Said},
+    hosts_file,
+};
 
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -53,14 +56,15 @@ pub async fn resolve(
     let entry = tokio::task::spawn_blocking(move || hosts_file::entry(path, &name));
     if let Ok(Some(found)) = entry.await {
         steps.push(format!(
-            "hosts file: {}:{} points {host} to {}",
+            "hosts file: {} line {}: {}",
             hosts_file::PATH,
             found.line,
-            found.address
+            found.text
         ));
     }
     let begun = Instant::now();
-    let answer = match timeout(limit, lookup_host((host, port))).await {
+    // Half of the time is left to ask each server by itself when nothing comes.
+    let answer = match timeout(limit / 2, lookup_host((host, port))).await {
         Ok(Ok(found)) => Ok(found.take(MAX_ADDRESSES).collect::<Vec<_>>()),
         Ok(Err(error)) => Err(dns_problem(host, &error)),
         Err(_) => Err(Problem {
@@ -86,9 +90,102 @@ pub async fn resolve(
         Ok(_) => Err(no_such_name(host)),
         Err(problem) => {
             steps.push(format!("name: {} ({})", problem.message, took(begun)));
-            Err(problem)
+            Err(ask_servers(host, limit / 2, steps, problem).await)
         }
     }
+}
+
+/// The C library said that there is no address; each server says why.
+async fn ask_servers(
+    host: &str,
+    limit: Duration,
+    steps: &mut Vec<String>,
+    problem: Problem,
+) -> Problem {
+    let path = Path::new(dns::RESOLV_CONF);
+    let servers = tokio::task::spawn_blocking(move || dns::servers(path)).await;
+    let servers = servers.unwrap_or_default();
+    if servers.is_empty() {
+        return Problem {
+            code: "DNS_NO_SERVER",
+            message: format!("{}; no name server is set up", problem.message),
+            remedy: Remedy::text("Name this site's DNS servers in /etc/resolv.conf.")
+                .command("resolvectl status || cat /etc/resolv.conf"),
+        };
+    }
+    let answers = dns::ask_each(host, &servers, limit.mul_f32(0.8)).await;
+    steps.extend(answers.iter().map(|answer| answer.step.clone()));
+    name_problem(host, &answers).unwrap_or(problem)
+}
+
+/// What the servers' answers come to, worst first.
+fn name_problem(host: &str, answers: &[Answer]) -> Option<Problem> {
+    let those = |wanted: fn(&Said) -> bool| {
+        let those = answers.iter().filter(|answer| wanted(&answer.said));
+        those.map(|answer| answer.server).collect::<Vec<_>>()
+    };
+    let first = |servers: &[IpAddr]| servers.first().map(IpAddr::to_string).unwrap_or_default();
+    let silent = those(|said| matches!(said, Said::Silent));
+    let unknown = those(|said| matches!(said, Said::NoSuchName));
+    let known = those(|said| matches!(said, Said::Addresses(_)));
+    let failed = those(|said| matches!(said, Said::Failed(_)));
+    let dig = |server: &str| format!("dig @{server} {host}");
+    if !known.is_empty() && known.len() < answers.len() {
+        let (yes, no) = (
+            first(&known),
+            answers.iter().find(|a| !known.contains(&a.server)),
+        );
+        let no = no
+            .map(|answer| answer.server.to_string())
+            .unwrap_or_default();
+        return Some(Problem {
+            code: "DNS_SPLIT",
+            message: format!("name servers differ about {host}: {yes} knows it, {no} does not"),
+            remedy: Remedy::text(format!("Mend or take away the name server {no}."))
+                .command(dig(&no)),
+        });
+    }
+    if !unknown.is_empty() {
+        let server = first(&unknown);
+        return Some(Problem {
+            code: "DNS_NXDOMAIN",
+            message: format!("the name server {server} says there is no name {host}"),
+            remedy: Remedy::text(format!(
+                "See whether {host} is spelt right; if so, create its record in the zone that \
+                 {server} serves."
+            ))
+            .command(dig(&server)),
+        });
+    }
+    if !silent.is_empty() && silent.len() == answers.len() {
+        let server = first(&silent);
+        return Some(Problem {
+            code: "DNS_TIMED_OUT",
+            message: format!("the name server {server} does not answer"),
+            remedy: Remedy::text(format!(
+                "Allow UDP and TCP port 53 to {server} in firewalls, or correct the server in \
+                 /etc/resolv.conf."
+            ))
+            .command(dig(&server)),
+        });
+    }
+    if !failed.is_empty() {
+        let server = first(&failed);
+        return Some(Problem {
+            code: "DNS_FAILED",
+            message: format!("the name server {server} fails or refuses for {host}"),
+            remedy: Remedy::text(format!(
+                "See whether {server} runs and answers this machine; its log says more."
+            ))
+            .command(dig(&server)),
+        });
+    }
+    let server = answers.first()?.server.to_string();
+    Some(Problem {
+        code: "DNS_NO_ADDRESS",
+        message: format!("{host} is known, but has no address"),
+        remedy: Remedy::text("Create its A or AAAA record.").command(dig(&server)),
+    })
 }
 
 fn no_such_name(host: &str) -> Problem {
@@ -166,14 +263,17 @@ fn tcp_problem(address: SocketAddr, error: &io::Error) -> Problem {
             remedy: Remedy::text(format!(
                 "Nothing listens on port {port} of {ip}, or a firewall rejects it: start the \
                  service there, or allow the connection."
-            )),
+            ))
+            .command(format!("nc -vz {ip} {port}")),
         },
         io::ErrorKind::TimedOut => Problem {
             code: "TCP_TIMED_OUT",
-            message: format!("{address} did not answer"),
+            message: format!("outbound TCP {port} to {ip} times out: a firewall drops it"),
             remedy: Remedy::text(format!(
-                "A firewall may drop the packets: allow outbound TCP to {ip} port {port}."
-            )),
+                "Allow outbound TCP to {ip} port {port} in this machine's and the network's \
+                 firewalls."
+            ))
+            .command("nft list ruleset"),
         },
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Problem {
             code: "TCP_UNREACHABLE",
@@ -212,6 +312,36 @@ mod tests {
         assert_eq!(steps.len(), 2);
     }
 
+    #[test]
+    fn each_way_a_name_is_lost_has_its_cause() {
+        let server = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let here = || Said::Addresses([server(9)].into());
+        let table = [
+            (vec![Said::NoSuchName, Said::Silent], "DNS_NXDOMAIN"),
+            (vec![here(), Said::NoSuchName], "DNS_SPLIT"),
+            (vec![Said::Silent, Said::Silent], "DNS_TIMED_OUT"),
+            (
+                vec![Said::Silent, Said::Failed(String::new())],
+                "DNS_FAILED",
+            ),
+            (vec![Said::NoAddress], "DNS_NO_ADDRESS"),
+        ];
+        for (said, code) in table {
+            let answers: Vec<_> = (1..)
+                .zip(said)
+                .map(|(last, said)| Answer {
+                    server: server(last),
+                    said,
+                    step: String::new(),
+                })
+                .collect();
+            let problem = name_problem("x.example", &answers).unwrap();
+            assert_eq!(problem.code, code, "{answers:?}");
+            assert_eq!(problem.remedy.commands.len(), 1);
+        }
+        assert_eq!(name_problem("x.example", &[]), None);
+    }
+
     #[tokio::test]
     async fn addresses_need_no_name_server() {
         let mut steps = Vec::new();
@@ -227,6 +357,6 @@ mod tests {
             .await
             .unwrap_err();
         assert!(problem.code.starts_with("DNS_"), "{problem:?}");
-        assert_eq!(steps.len(), 1);
+        assert!(steps[0].starts_with("name: "), "{steps:?}");
     }
 }

@@ -6,6 +6,7 @@ pub mod machine;
 pub mod plugin;
 pub mod power;
 pub mod processes;
+pub mod proxies;
 pub mod resources;
 pub mod sessions;
 pub mod sockets;
