@@ -6,14 +6,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use muster_core::{
     agent::{HostPolicy, Observation},
-    model::{CheckResult, Outcome, PoolPolicy, Severity, UnknownCause},
+    model::{CheckName, CheckResult, Outcome, PoolPolicy, Severity, UnknownCause},
 };
 use muster_runtime::clock;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::interval};
 
 use crate::{
     checks::{self, Planned},
@@ -23,6 +23,9 @@ use crate::{
     session::LinkState,
     store::{DataDir, POLICY},
 };
+
+/// How often the progress is told at least: the seconds shall be seen to pass.
+const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// A check that does not exist.
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +69,27 @@ pub fn last_policy(data: &DataDir) -> HostPolicy {
     data.read(POLICY).unwrap_or_default()
 }
 
-/// Runs the named checks, or all, once and at the same time.
+/// How far an examination is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Checks in all.
+    pub total: usize,
+    /// Those that still run.
+    pub waiting: Vec<CheckName>,
+    /// Since the start.
+    pub elapsed: Duration,
+}
+
+/// Runs the named checks, or all, once and at the same time. `progress` is told at the start, after
+/// each check that ends, and now and then between.
 ///
 /// # Errors
 /// If a name is none of a check.
-pub async fn examine(config: &Config, only: &[String]) -> Result<Diagnosis, UnknownCheck> {
+pub async fn examine(
+    config: &Config,
+    only: &[String],
+    progress: impl FnMut(&Progress),
+) -> Result<Diagnosis, UnknownCheck> {
     let data = DataDir::new(&config.data_dir);
     let policy = last_policy(&data);
     let enrolment = data.enrolment();
@@ -86,7 +105,7 @@ pub async fn examine(config: &Config, only: &[String]) -> Result<Diagnosis, Unkn
     if !only.is_empty() {
         planned.retain(|known| only.iter().any(|name| known.spec.name.as_str() == name));
     }
-    let results = join_all(planned.into_iter().map(examine_one)).await;
+    let results = examine_all(planned, progress).await;
     let mut checks: Vec<Finding> = results
         .into_iter()
         .map(|result| Finding {
@@ -106,6 +125,44 @@ pub async fn examine(config: &Config, only: &[String]) -> Result<Diagnosis, Unkn
         checks,
         exit_code,
     })
+}
+
+/// The results in the order of the plan.
+async fn examine_all(
+    planned: Vec<Planned>,
+    mut progress: impl FnMut(&Progress),
+) -> Vec<CheckResult> {
+    let begun = clock::boot();
+    let mut state = Progress {
+        total: planned.len(),
+        waiting: planned
+            .iter()
+            .map(|known| known.spec.name.clone())
+            .collect(),
+        elapsed: Duration::ZERO,
+    };
+    let runs = planned.into_iter().enumerate();
+    let mut runs: FuturesUnordered<_> = runs
+        .map(|(at, known)| async move { (at, examine_one(known).await) })
+        .collect();
+    let mut tick = interval(TELL_EVERY);
+    let mut results = Vec::new();
+    loop {
+        tokio::select! {
+            ended = runs.next() => match ended {
+                Some((at, result)) => {
+                    state.waiting.retain(|name| *name != result.name);
+                    results.push((at, result));
+                }
+                None => break,
+            },
+            _ = tick.tick() => {}
+        }
+        state.elapsed = clock::boot() - begun;
+        progress(&state);
+    }
+    results.sort_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
 async fn examine_one(planned: Planned) -> CheckResult {
@@ -274,7 +331,7 @@ mod tests {
     #[tokio::test]
     async fn an_unknown_check_is_answered_with_the_nearest_one() {
         let folder = tempfile::tempdir().unwrap();
-        let error = examine(&config(folder.path()), &["url".to_owned()])
+        let error = examine(&config(folder.path()), &["url".to_owned()], |_| {})
             .await
             .unwrap_err();
         let text = error.to_string();
@@ -288,7 +345,13 @@ mod tests {
     async fn a_machine_that_is_not_enrolled_is_examined_too() {
         let folder = tempfile::tempdir().unwrap();
         let only = ["urls".to_owned(), "monitoring_agent".to_owned()];
-        let diagnosis = examine(&config(folder.path()), &only).await.unwrap();
+        let mut told = Vec::new();
+        let config = config(folder.path());
+        let diagnosis = examine(&config, &only, |progress| told.push(progress.waiting.len()))
+            .await
+            .unwrap();
+        assert!(told.is_sorted_by(|one, next| one >= next), "{told:?}");
+        assert_eq!(told.last(), Some(&0));
         assert_eq!(diagnosis.checks.len(), 2);
         assert_eq!(diagnosis.name, None);
         let urls = diagnosis

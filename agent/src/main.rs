@@ -5,7 +5,7 @@ mod render;
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -159,7 +159,19 @@ async fn enroll_host(arguments: cli::Enroll, config: Config, output: Output) -> 
 }
 
 async fn examine(arguments: &cli::Doctor, config: &Config, output: Output) -> anyhow::Result<u8> {
-    let diagnosis = match doctor::examine(config, &arguments.check).await {
+    // A line that is written over is for a person alone.
+    let is_watched = io::stderr().is_terminal();
+    let tell = |progress: &doctor::Progress| {
+        if is_watched {
+            // Standard error may be closed; the diagnosis follows on standard output.
+            let _ = write!(io::stderr(), "{}", render::progress(progress, width()));
+        }
+    };
+    let examined = doctor::examine(config, &arguments.check, tell).await;
+    if is_watched {
+        let _ = write!(io::stderr(), "{}", render::NO_LINE);
+    }
+    let diagnosis = match examined {
         Ok(diagnosis) => diagnosis,
         Err(error) => {
             complain(&error.to_string());
@@ -171,6 +183,16 @@ async fn examine(arguments: &cli::Doctor, config: &Config, output: Output) -> an
         Output::Table => print(&render::diagnosis(&diagnosis))?,
     }
     Ok(diagnosis.exit_code)
+}
+
+/// Columns of the terminal on standard error.
+fn width() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stderr());
+    match size {
+        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+        // A terminal without a size, such as a serial line.
+        _ => 80,
+    }
 }
 
 async fn announce(what: Announce, config: &Config, output: Output) -> anyhow::Result<u8> {

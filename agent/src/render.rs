@@ -3,7 +3,32 @@
 use std::fmt::Write as _;
 
 use comfy_table::{Table, presets::NOTHING};
-use muster_agent::doctor::{Diagnosis, Finding};
+use muster_agent::doctor::{Diagnosis, Finding, Progress};
+use muster_core::model::clean_text;
+
+/// Takes back the line of the progress.
+pub(crate) const NO_LINE: &str = "\r\x1b[2K";
+
+/// The line of the progress, over the one before it.
+pub(crate) fn progress(progress: &Progress, width: usize) -> String {
+    let waiting: Vec<_> = progress.waiting.iter().map(ToString::to_string).collect();
+    let (total, left) = (progress.total, waiting.len());
+    let line = format!(
+        "{} of {total} checks done after {} s; {}",
+        total - left.min(total),
+        progress.elapsed.as_secs(),
+        if left == 0 {
+            String::new()
+        } else {
+            format!("waiting for {}", waiting.join(", "))
+        }
+    );
+    // In the last column many terminals begin the next line.
+    format!(
+        "{NO_LINE}{}",
+        clean_text(line.trim_end_matches("; "), width.saturating_sub(1))
+    )
+}
 
 /// The diagnosis: a table, then every check with what was tried and what mends it.
 pub(crate) fn diagnosis(diagnosis: &Diagnosis) -> String {
