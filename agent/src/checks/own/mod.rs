@@ -10,14 +10,17 @@ mod clock;
 mod disk;
 mod exec;
 mod file_fresh;
+mod grpc;
 mod http;
 mod load;
 mod memory;
 mod nagios;
 mod process;
+mod secure;
 mod service;
 mod size;
 mod tcp;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -51,6 +54,8 @@ const KINDS: &[Kind] = &[
     Kind::of::<exec::Exec>(),
     Kind::of::<tcp::Tcp>(),
     Kind::of::<http::Http>(),
+    Kind::of::<tls::Tls>(),
+    Kind::of::<grpc::Grpc>(),
     Kind::of::<service::Service>(),
     Kind::of::<process::Process>(),
     Kind::of::<disk::Disk>(),
