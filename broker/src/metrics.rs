@@ -52,6 +52,8 @@ pub struct Metrics {
     pub store_writes: Counter,
     /// Transactions that failed.
     pub store_failures: Counter,
+    /// Entries of journals left out while the store failed.
+    pub store_dropped: Counter,
     /// Seconds that the last tick came too late.
     pub tick_late_seconds: Gauge<f64, AtomicU64>,
     /// Hosts that this restart has not heard yet.
@@ -89,6 +91,10 @@ impl Metrics {
         let store_writes: Counter = register!("store_writes", "Keys and batches written");
         let store_failures: Counter =
             register!("store_failures", "Transactions of the store that failed");
+        let store_dropped: Counter = register!(
+            "store_dropped",
+            "Entries of journals left out while the store failed"
+        );
         let tick_late_seconds: Gauge<f64, AtomicU64> = register!(
             "tick_late_seconds",
             "Seconds that the last tick came too late"
@@ -111,6 +117,7 @@ impl Metrics {
             store_commits,
             store_writes,
             store_failures,
+            store_dropped,
             tick_late_seconds,
             unverified,
         })

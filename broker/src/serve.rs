@@ -38,6 +38,8 @@ use crate::{
 
 /// From the request to stop until the process ends: what is on its way is written and told.
 const GRACE: Duration = Duration::from_secs(4);
+/// Of that, for streams to end of themselves.
+const GRACE_FOR_STREAMS: Duration = Duration::from_secs(1);
 /// Of that, for the disk.
 const GRACE_FOR_STORE: Duration = Duration::from_secs(2);
 /// Streams of one connection: an agent has one, a gateway some dozens.
@@ -167,7 +169,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
     let supervisor = Supervisor::new(shutdown.clone());
     let critical = TaskKind::Critical;
     let counters = incoming.counters();
-    let waiting = move || counters.handshaking() + counters.waiting();
+    let waiting = move || counters.waiting();
     supervisor.spawn(
         "ticker",
         critical,
@@ -335,9 +337,11 @@ async fn serve_tls(
     incoming: TlsIncoming,
     cut: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
-    services
-        .serve_with_incoming_shutdown(incoming, cut.requested())
-        .await
+    ended(
+        services.serve_with_incoming_shutdown(incoming, cut.requested()),
+        &cut,
+    )
+    .await
 }
 
 async fn serve_unix(
@@ -345,9 +349,26 @@ async fn serve_unix(
     incoming: UnixIncoming,
     cut: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
-    services
-        .serve_with_incoming_shutdown(incoming, cut.requested())
-        .await
+    ended(
+        services.serve_with_incoming_shutdown(incoming, cut.requested()),
+        &cut,
+    )
+    .await
+}
+
+/// Serves until shortly after the cut: streams that others keep open do not hold the broker up.
+async fn ended(
+    server: impl Future<Output = Result<(), tonic::transport::Error>>,
+    cut: &Shutdown,
+) -> Result<(), tonic::transport::Error> {
+    let late = async {
+        cut.requested().await;
+        tokio::time::sleep(GRACE_FOR_STREAMS).await;
+    };
+    tokio::select! {
+        ended = server => ended,
+        () = late => Ok(()),
+    }
 }
 
 /// Renews the broker's own certificate long before it ends; live sessions stay.

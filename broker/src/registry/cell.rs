@@ -153,7 +153,9 @@ impl Cell {
         self.retired.store(true, Ordering::Release);
     }
 
-    pub(super) fn is_retired(&self) -> bool {
+    /// The host was removed.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
     }
 
@@ -174,11 +176,13 @@ impl Cell {
     }
 
     /// Registers the session that now speaks for the host; the one before it ends. None if a
-    /// newer one speaks already.
+    /// newer one speaks already, or the host was removed.
     pub fn adopt(&self, epoch: Epoch) -> Option<Arc<Mailbox>> {
         let mailbox = Arc::new(Mailbox::default());
         let mut session = self.session.lock();
-        if session.as_ref().is_some_and(|handle| handle.epoch > epoch) {
+        // Under the session's lock: whoever removes the host retires it first and ends its session
+        // then.
+        if self.is_retired() || session.as_ref().is_some_and(|handle| handle.epoch > epoch) {
             return None;
         }
         let handle = Handle {

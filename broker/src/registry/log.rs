@@ -65,8 +65,10 @@ impl Default for ChangeLog {
 
 impl ChangeLog {
     /// Adds a change and gives its revision. Called under the lock of the host's cell, so that
-    /// the order of a host's changes is the order of their revisions.
-    pub fn append(&self, pool: PoolName, what: What) -> u64 {
+    /// the order of a host's changes is the order of their revisions. `publish` puts the new facts
+    /// where questions read them, before anybody can know of the revision: whoever was told it is
+    /// never answered by what was before.
+    pub fn append(&self, pool: PoolName, what: What, publish: impl FnOnce(u64)) -> u64 {
         let mut ring = self.ring.lock();
         ring.last += 1;
         let revision = ring.last;
@@ -78,6 +80,7 @@ impl ChangeLog {
             pool,
             what,
         }));
+        publish(revision);
         // Under the lock, so that no watcher is told a revision before an earlier one.
         self.latest.send_replace(revision);
         revision
@@ -129,7 +132,7 @@ mod tests {
             name: HostName::new("a").unwrap(),
             id: HostId::from_random([0; 16]),
         };
-        log.append(PoolName::default_pool(), what)
+        log.append(PoolName::default_pool(), what, |_| {})
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod cell;
 mod log;
 mod ticker;
+mod unheard;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 pub use cell::{Cell, Mailbox, Published, SessionEnd, SessionWord};
 pub use log::{Change, ChangeLog, Gone, What};
 pub use ticker::{Progress, run_ticker};
+use unheard::Unheard;
 
 use crate::{
     metrics::Metrics,
@@ -65,6 +67,8 @@ pub struct Registry {
     /// End of the window in nanoseconds since the clock's origin, 0 when closed: for questions.
     window_ends: AtomicU64,
     wheel: Mutex<Wheel<HostId>>,
+    /// When what was served to hosts not heard was last stored.
+    charged: Mutex<Option<Mono>>,
     policies: ArcSwap<HashMap<PoolName, Arc<PoolPolicy>>>,
     default_policy: Arc<PoolPolicy>,
     pace: Pace,
@@ -160,6 +164,7 @@ impl Registry {
             window: Mutex::new(None),
             window_ends: AtomicU64::new(0),
             wheel: Mutex::default(),
+            charged: Mutex::default(),
             policies: ArcSwap::default(),
             default_policy: Arc::new(PoolPolicy::default()),
             pace,
@@ -181,13 +186,16 @@ impl Registry {
             let window = RestartWindow::open(now.mono, pace.terms.lease, pace.reconnect_window);
             registry.set_window(Some(window));
         }
-        for host in hosts {
+        let served = Unheard::read(store)?;
+        for mut host in hosts {
+            served.bound(&mut host, now.mono, pace);
             let policy = registry.policy(&host.facts().identity.pool);
             let cell = Arc::new(Cell::new(host, 0, policy));
             registry.insert(&cell);
             // Whatever ended while the broker was down ends now, and the wheel learns the rest.
             registry.apply(&cell, Event::Deadline);
         }
+        registry.charge_unheard(now.mono);
         Ok(Arc::new(registry))
     }
 
@@ -223,6 +231,8 @@ impl Registry {
         let policy = self.policy(&host.facts().identity.pool);
         let cell = Arc::new(Cell::new(host, 0, policy));
         self.insert(&cell);
+        // A policy that was set in between found no cell to change.
+        cell.set_policy(self.policy(&cell.published().snapshot.facts.identity.pool));
         let mut locked = cell.lock();
         self.publish(&cell, &mut locked, effects, &self.now());
         drop(locked);
@@ -231,11 +241,15 @@ impl Registry {
 
     /// Takes a host out: its cell is dead from here on. The caller made it durable.
     pub fn remove(&self, cell: &Arc<Cell>) {
+        let locked = cell.lock();
+        if cell.is_retired() {
+            return;
+        }
+        // First dead, then cut: a session that begins in between finds nobody to speak for.
+        cell.retire();
+        cell.end_session(SessionEnd::Removed);
         let published = cell.published();
         let identity = published.snapshot.facts.identity.clone();
-        cell.end_session(SessionEnd::Removed);
-        let _locked = cell.lock();
-        cell.retire();
         self.by_id.pin().remove(&identity.id);
         {
             let by_name = self.by_name.pin();
@@ -249,13 +263,12 @@ impl Registry {
         }
         self.wheel.lock().disarm(identity.id);
         self.count(&identity.pool, published.snapshot.status, -1);
-        self.log.append(
-            identity.pool,
-            What::Removed {
-                name: identity.name,
-                id: identity.id,
-            },
-        );
+        let what = What::Removed {
+            name: identity.name,
+            id: identity.id,
+        };
+        self.log.append(identity.pool, what, |_| {});
+        drop(locked);
     }
 
     /// The cell of a host.
@@ -437,18 +450,19 @@ impl Registry {
         let identity = host.facts().identity.clone();
         let before = cell.published().snapshot.status;
         let snapshot = host.snapshot();
-        let revision = if effects.tell {
-            let verdict = host::verdict(&snapshot, &context, self.asked(Intent::New));
-            self.log
-                .append(identity.pool.clone(), What::Changed(Box::new(verdict)))
-        } else {
-            cell.published().revision
-        };
         if snapshot.status != before {
             self.count(&identity.pool, before, -1);
             self.count(&identity.pool, snapshot.status, 1);
         }
-        cell.publish(snapshot, revision);
+        if effects.tell {
+            let verdict = host::verdict(&snapshot, &context, self.asked(Intent::New));
+            let what = What::Changed(Box::new(verdict));
+            let pool = identity.pool.clone();
+            self.log
+                .append(pool, what, |revision| cell.publish(snapshot, revision));
+        } else {
+            cell.publish(snapshot, cell.published().revision);
+        }
         if let Some(at) = effects.next_deadline {
             self.wheel.lock().arm(identity.id, at);
         }
@@ -521,14 +535,15 @@ impl Registry {
     /// # Errors
     /// [`Stalled`] if the broker's own tick is late by more than a lease.
     pub fn verdict(&self, cell: &Cell, intent: Intent) -> Result<Verdict, Stalled> {
-        let question = self.question(cell)?;
+        Ok(self.answer(&self.question(cell)?, intent))
+    }
+
+    /// The answer to a question that was put before.
+    #[must_use]
+    pub fn answer(&self, question: &Question, intent: Intent) -> Verdict {
         self.metrics.verdicts.inc();
         let snapshot = &question.published.snapshot;
-        Ok(host::verdict(
-            snapshot,
-            &question.context(),
-            self.asked(intent),
-        ))
+        host::verdict(snapshot, &question.context(), self.asked(intent))
     }
 
     /// The published facts of a host with the surroundings to judge them in.

@@ -7,7 +7,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use jiff::Timestamp;
 use muster_core::{
-    fleet::{RestartWindow, TICK},
+    fleet::{BUCKET, RestartWindow, TICK},
     host::{Event, Link},
     model::Mono,
 };
@@ -28,7 +28,8 @@ pub struct Progress {
     pub revision: u64,
 }
 
-/// Ticks until shutdown. `handshakes` tells how many TLS handshakes are under way.
+/// Ticks until shutdown. `handshakes` tells how many connections wait for a place to shake hands:
+/// only then does the broker itself keep hosts waiting.
 ///
 /// # Errors
 /// Never.
@@ -58,16 +59,16 @@ pub async fn run_ticker(
             registry.restart_window();
         }
         registry.poll_window(handshakes() > 0);
+        registry.charge_unheard(registry.now().mono);
         loop {
             let as_of = registry.now();
             let due = registry.due(as_of.mono, DUE_AT_ONCE);
             let more = due == DUE_AT_ONCE;
             if !more {
                 let revision = registry.log().latest();
-                registry.progress.send_replace(Progress {
-                    as_of: as_of.wall,
-                    revision,
-                });
+                // The wheel is this much late at most.
+                let as_of = as_of.wall.checked_sub(BUCKET).unwrap_or(as_of.wall);
+                registry.progress.send_replace(Progress { as_of, revision });
                 break;
             }
             tokio::task::yield_now().await;
@@ -101,10 +102,11 @@ impl Registry {
     /// Nothing is known of the present: every host is answered as last known until it speaks.
     fn restart_window(&self) {
         let pace = self.pace();
+        let unheard_until = self.window_end();
         let window = RestartWindow::open(self.now().mono, pace.terms.lease, pace.reconnect_window);
         self.set_window(Some(window));
         for cell in self.page(None, usize::MAX, |_| true) {
-            self.apply(&cell, Event::BrokerStalled);
+            self.apply(&cell, Event::BrokerStalled { unheard_until });
         }
     }
 

@@ -27,10 +27,7 @@ use tokio::time::Sleep;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{access::Caller, refuse};
-use crate::{
-    registry::{Cell, Mailbox, Outcome, Registry, SessionEnd, SessionWord},
-    store::Ticket,
-};
+use crate::registry::{Cell, Mailbox, Outcome, Registry, SessionEnd, SessionWord};
 
 /// An agent message at most: 64 checks of 4 KiB.
 pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
@@ -281,19 +278,17 @@ impl Session {
                 let report = report.try_into().map_err(bad_message)?;
                 let outcome = self.apply(Event::Report(epoch, report));
                 self.follow(&outcome.effects);
-                self.acknowledge(outcome.ticket, v1::ack::Of::ReportSequence(sequence))
+                self.acknowledge(&outcome, v1::ack::Of::ReportSequence(sequence))
             }
             (Some(epoch), Body::Leaving(leaving)) => {
-                let ticket = self
-                    .apply(Event::Leaving(epoch, border::power(leaving.power)))
-                    .ticket;
-                self.acknowledge(ticket, v1::ack::Of::LeavingId(leaving.id))
+                let outcome = self.apply(Event::Leaving(epoch, border::power(leaving.power)));
+                self.acknowledge(&outcome, v1::ack::Of::LeavingId(leaving.id))
             }
             (Some(epoch), Body::UpgradeProgress(progress)) => {
                 let upgrade = progress.upgrade.unwrap_or_default();
                 let event = Event::Upgrade(epoch, upgrade.try_into().map_err(bad_message)?);
-                let ticket = self.apply(event).ticket;
-                self.acknowledge(ticket, v1::ack::Of::UpgradeProgressId(progress.id))
+                let outcome = self.apply(event);
+                self.acknowledge(&outcome, v1::ack::Of::UpgradeProgressId(progress.id))
             }
         }
     }
@@ -307,7 +302,12 @@ impl Session {
         let registry = self.edge.registry.clone();
         let epoch = registry.next_epoch();
         let Some(mailbox) = self.cell.adopt(epoch) else {
-            return Err(ending(SessionEnd::Replaced));
+            let removed = self.cell.is_retired();
+            return Err(ending(if removed {
+                SessionEnd::Removed
+            } else {
+                SessionEnd::Replaced
+            }));
         };
         self.mailbox = Some(mailbox);
         self.hello_by = None;
@@ -393,12 +393,16 @@ impl Session {
     }
 
     /// Acknowledges at once, or when what must be durable is.
-    fn acknowledge(&mut self, ticket: Option<Ticket>, of: v1::ack::Of) -> Result<(), Refusal> {
+    fn acknowledge(&mut self, outcome: &Outcome, of: v1::ack::Of) -> Result<(), Refusal> {
+        if outcome.effects.stale {
+            // A newer session took over: this word was not taken, and is not acknowledged.
+            return Err(ending(SessionEnd::Replaced));
+        }
         let ack = v1::Ack { of: Some(of) };
         let message = v1::BrokerMessage {
             body: Some(v1::broker_message::Body::Ack(ack)),
         };
-        let Some(ticket) = ticket else {
+        let Some(ticket) = outcome.ticket else {
             self.outbox.push_back(message);
             return Ok(());
         };

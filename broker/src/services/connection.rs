@@ -9,6 +9,7 @@ use muster_runtime::{
     refusal::{self, Refusal},
     shutdown::Shutdown,
 };
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::{find, intent, invalid, refuse, stalled, watch};
@@ -16,8 +17,10 @@ use crate::registry::Registry;
 
 /// Hosts on a page unless asked otherwise.
 const PAGE: usize = 500;
-/// Hosts on a page at most, and names in one question.
+/// Hosts on a page at most; a page of long verdicts ends earlier.
 const PAGE_MAX: usize = 1000;
+/// Names in one question: the answer stays under the 4 MiB that gRPC clients take.
+const NAMES_MAX: usize = 500;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -83,14 +86,21 @@ impl v1::connection_service_server::ConnectionService for ConnectionEdge {
                 .is_none_or(|pool| published.snapshot.facts.identity.pool == *pool)
         });
         let mut verdicts = Vec::with_capacity(cells.len());
+        let mut bytes = 0;
         for cell in &cells {
             let verdict = self
                 .registry
                 .verdict(cell, intent(request.intent))
                 .map_err(|error| stalled(&self.registry, error))?;
-            verdicts.push(v1::Verdict::from(verdict));
+            let verdict = v1::Verdict::from(verdict);
+            bytes += verdict.encoded_len();
+            verdicts.push(verdict);
+            if bytes >= watch::CHUNK_BYTES {
+                break;
+            }
         }
-        let last = verdicts.last().filter(|_| verdicts.len() == size);
+        let more = verdicts.len() == size || verdicts.len() < cells.len();
+        let last = verdicts.last().filter(|_| more);
         let next_page_token = last.map(|verdict| verdict.name.clone()).unwrap_or_default();
         Ok(Response::new(v1::ListHostsResponse {
             verdicts,
@@ -118,9 +128,9 @@ impl v1::connection_service_server::ConnectionService for ConnectionEdge {
         request: Request<v1::CheckHostsRequest>,
     ) -> Result<Response<v1::CheckHostsResponse>, Status> {
         let request = request.into_inner();
-        if request.names.len() > PAGE_MAX {
+        if request.names.len() > NAMES_MAX {
             let count = request.names.len();
-            let problem = format!("{count} names were asked for; at most {PAGE_MAX} are allowed");
+            let problem = format!("{count} names were asked for; at most {NAMES_MAX} are allowed");
             return Err(invalid(&self.registry, "names", problem));
         }
         let mut results = Vec::with_capacity(request.names.len());

@@ -127,6 +127,7 @@ impl EnrollmentEdge {
                 return Ok(Enrolled { host, issued });
             }
             // Another use of the token, or of the name, came first: look again.
+            tokio::task::yield_now().await;
         }
         let message = "too many enrolments with one token at once";
         Err(Refusal::new(refusal::BROKER_BUSY, message)
@@ -267,8 +268,9 @@ impl v1::enrollment_service_server::EnrollmentService for EnrollmentEdge {
     ) -> Result<Response<v1::EnrollResponse>, Status> {
         let address = Caller::of(&request)?.address;
         let request = request.into_inner();
-        let place = tokio::time::timeout(WAIT_AT_MOST, self.places.acquire()).await;
-        let Ok(Ok(_place)) = place else {
+        let places = self.places.clone();
+        let place = tokio::time::timeout(WAIT_AT_MOST, places.acquire_owned()).await;
+        let Ok(Ok(place)) = place else {
             let message = "too many enrolments at once";
             let refusal = Refusal::new(refusal::BROKER_BUSY, message);
             return Err(refuse(
@@ -276,7 +278,17 @@ impl v1::enrollment_service_server::EnrollmentService for EnrollmentEdge {
                 refusal.retry_after(Duration::from_secs(5)),
             ));
         };
-        match self.enrol(&request).await {
+        // A task of its own, bounded by the places: a client that goes away in between must not
+        // leave a host in the store that the registry does not know.
+        let edge = self.clone();
+        let enrolment = tokio::spawn(async move {
+            let _place = place;
+            edge.enrol(&request).await
+        });
+        match enrolment
+            .await
+            .unwrap_or(Err(Problem::Store(StoreError::Overloaded)))
+        {
             Ok(Enrolled { host, issued }) => {
                 tracing::info!(
                     host.name = %host.name,

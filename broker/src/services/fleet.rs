@@ -270,8 +270,8 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
                     })?,
             ),
         };
-        let cell = find(&self.registry, &request.name)?;
         let _one = self.words.lock().await;
+        let cell = find(&self.registry, &request.name)?;
         let admin = cell.published().snapshot.facts.admin.clone();
         let known = admin.drains.iter().any(|drain| drain.owner == owner);
         if !known && admin.drains.len() >= DRAINS {
@@ -308,8 +308,8 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
         } else {
             Undrain::Owner(self.owner(&request.owner, &caller)?)
         };
-        let cell = find(&self.registry, &request.name)?;
         let _one = self.words.lock().await;
+        let cell = find(&self.registry, &request.name)?;
         let facts = cell.published().snapshot.facts.clone();
         let mut admin: Admin = (*facts.admin).clone();
         match &which {
@@ -361,25 +361,27 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
     ) -> Result<Response<v1::RemoveHostResponse>, Status> {
         let caller = Caller::of(&request)?;
         let name = request.into_inner().name;
-        let cell = find(&self.registry, &name)?;
         let _one = self.words.lock().await;
+        let cell = find(&self.registry, &name)?;
         let identity = cell.published().snapshot.facts.identity.clone();
-        // It is cut at once; only the word that it is waits for the disk.
-        self.registry.remove(&cell);
-        let store = self.store.clone();
         let id = identity.id;
-        let journal =
-            tokio::task::spawn_blocking(move || store.scan(&keys::journal(id), usize::MAX, false))
-                .await
-                .map_err(|_| store_failed(&self.registry))?
-                .map_err(|_| store_failed(&self.registry))?;
-        let writes = journal
-            .into_iter()
-            .map(|(key, _)| key)
-            .chain([keys::host(id), keys::admin(id), keys::name(&identity.name)])
-            .map(|key| (key, None));
-        let ticket = self.registry.queue().put(writes);
+        // It is cut at once; only the word that it is waits for the disk. Both before the first
+        // wait, so that a caller who goes away leaves nothing half done.
+        self.registry.remove(&cell);
+        let keys = [keys::host(id), keys::admin(id), keys::name(&identity.name)];
+        let ticket = self.registry.queue().put(keys.map(|key| (key, None)));
         durable(&self.registry, Some(ticket)).await?;
+        // Its journal is of no use to anybody now. What is left of it after a crash harms nobody:
+        // no other host will ever have its id.
+        let store = self.store.clone();
+        let scan =
+            tokio::task::spawn_blocking(move || store.scan(&keys::journal(id), usize::MAX, false));
+        if let Ok(Ok(journal)) = scan.await {
+            let _ = self
+                .registry
+                .queue()
+                .put(journal.into_iter().map(|(key, _)| (key, None)));
+        }
         self.log(&caller, "remove", &name);
         Ok(Response::new(v1::RemoveHostResponse {
             host_id: id.to_string(),

@@ -15,6 +15,7 @@ use muster_runtime::{
     refusal::{self, Refusal},
     shutdown::Shutdown,
 };
+use prost::Message as _;
 use tokio::{sync::watch, time::Interval};
 use tonic::Status;
 
@@ -27,6 +28,8 @@ pub(super) type Outbound =
 
 /// Hosts in one chunk of a snapshot.
 const CHUNK: usize = 500;
+/// And bytes, well under the 4 MiB that gRPC clients take: in a mass failure verdicts are long.
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
 /// Changes taken from the log at once.
 const CHANGES: usize = 100;
 /// Progress is told a little more often than the five seconds that are promised.
@@ -45,6 +48,8 @@ pub(super) struct Watch {
     changed: watch::Receiver<u64>,
     progress: watch::Receiver<Progress>,
     told: Option<jiff::Timestamp>,
+    /// It is time to tell progress.
+    owed: bool,
     ticks: Interval,
     over: bool,
 }
@@ -127,6 +132,7 @@ impl Watch {
             phase,
             queue,
             told: None,
+            owed: false,
             ticks,
             over: false,
         })
@@ -206,20 +212,27 @@ impl Watch {
             pools.is_empty() || pools.contains(&published.snapshot.facts.identity.pool)
         });
         let mut verdicts = Vec::with_capacity(cells.len());
+        let mut bytes = 0;
         for cell in &cells {
-            // The revision first: the verdict is at least as new.
-            let shown = cell.published().revision;
-            let verdict = self
+            // Revision and verdict from the same facts.
+            let question = self
                 .registry
-                .verdict(cell, self.intent)
+                .question(cell)
                 .map_err(|error| stalled(&self.registry, error))?;
+            let shown = question.published.revision;
+            let verdict = self.registry.answer(&question, self.intent);
             if shown > *revision {
                 ahead.insert(verdict.host_id, shown);
             }
             *after = Some(verdict.name.clone());
-            verdicts.push(verdict.into());
+            let verdict = v1::Verdict::from(verdict);
+            bytes += verdict.encoded_len();
+            verdicts.push(verdict);
+            if bytes >= CHUNK_BYTES {
+                break;
+            }
         }
-        let last = cells.len() < CHUNK;
+        let last = cells.len() < CHUNK && verdicts.len() == cells.len();
         if !verdicts.is_empty() {
             let chunk = v1::SnapshotChunk { verdicts };
             self.queue
@@ -253,22 +266,31 @@ impl Watch {
                     self.over = true;
                 }
             }
-            _ = self.ticks.tick() => {
-                let progress = *self.progress.borrow();
-                // Only what is true: all that was due by then has been told here, and the clock
-                // that judges has moved since.
-                if progress.revision <= revision && self.told != Some(progress.as_of) {
-                    self.told = Some(progress.as_of);
-                    let event = v1::WatchProgress {
-                        as_of: Some(timestamp(progress.as_of)),
-                        position: position(&self.registry, revision),
-                        revision,
-                    };
-                    self.queue.push_back(v1::watch_hosts_response::Event::Progress(event));
-                }
-            }
+            _ = self.ticks.tick() => self.owed = true,
+            Ok(()) = self.progress.changed(), if self.owed => {}
+        }
+        if self.owed {
+            self.tell_progress(revision);
         }
         Ok(())
+    }
+
+    /// Only what is true: all that was due by then has been told here, and the clock that judges
+    /// has moved since. What cannot be told yet is owed until it can.
+    fn tell_progress(&mut self, revision: u64) {
+        let progress = *self.progress.borrow_and_update();
+        if progress.revision > revision || self.told == Some(progress.as_of) {
+            return;
+        }
+        self.told = Some(progress.as_of);
+        self.owed = false;
+        let event = v1::WatchProgress {
+            as_of: Some(timestamp(progress.as_of)),
+            position: position(&self.registry, revision),
+            revision,
+        };
+        self.queue
+            .push_back(v1::watch_hosts_response::Event::Progress(event));
     }
 }
 

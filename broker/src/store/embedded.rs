@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use parking_lot::RwLock;
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, StorageError,
     TableDefinition,
@@ -18,9 +19,18 @@ const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("muster");
 /// Page cache: the working set is read once at the start; afterwards only journals are read.
 const CACHE_BYTES: usize = 16 << 20;
 
+/// Opens the file that the store is in.
+type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;
+
 /// One redb file.
+///
+/// redb refuses everything after the first error of the file system, until the file is opened
+/// anew. So after a failure the file is closed, and the next use opens it again: a disk that was
+/// full for a while does not end the broker.
 pub struct EmbeddedStore {
-    database: Database,
+    /// None after a failure.
+    database: RwLock<Option<Database>>,
+    opener: Opener,
     path: PathBuf,
 }
 
@@ -50,10 +60,11 @@ impl EmbeddedStore {
         let database = builder()
             .create(&fresh)
             .map_err(|error| explain(path, error))?;
-        let store = Self {
+        let store = Self::over(
             database,
-            path: path.to_owned(),
-        };
+            path,
+            Box::new(|| Err(DatabaseError::DatabaseAlreadyOpen)),
+        );
         store.commit(&[Batch {
             require: Vec::new(),
             write: vec![(keys::FORMAT.to_vec(), Some(FORMAT.to_string().into_bytes()))],
@@ -90,10 +101,11 @@ impl EmbeddedStore {
             Ok(opened) => opened.map_err(|error| explain(path, error))?,
             Err(_) => return Err(damaged("its pages contradict each other".to_owned())),
         };
-        let store = Self {
-            database,
-            path: path.to_owned(),
+        let opener = {
+            let path = path.to_owned();
+            move || builder().open(&path)
         };
+        let store = Self::over(database, path, Box::new(opener));
         let format = catch_unwind(AssertUnwindSafe(|| store.get(keys::FORMAT)))
             .unwrap_or_else(|_| Err(damaged("its pages contradict each other".to_owned())))?
             .ok_or_else(|| damaged("it has no format mark".to_owned()))?;
@@ -111,54 +123,61 @@ impl EmbeddedStore {
         Ok(store)
     }
 
+    fn over(database: Database, path: &Path, opener: Opener) -> Self {
+        Self {
+            database: RwLock::new(Some(database)),
+            opener,
+            path: path.to_owned(),
+        }
+    }
+
+    /// Uses the open file; opens it first if a failure closed it, and closes it after one.
+    fn with<R>(
+        &self,
+        action: impl Fn(&Database) -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
+        if let Some(database) = self.database.read().as_ref() {
+            match action(database) {
+                Ok(done) => return Ok(done),
+                Err(error @ StoreError::Io { .. }) => {
+                    tracing::debug!(error = %error, "the store is opened anew");
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        let mut database = self.database.write();
+        // Closed before it is opened: two of them would lock each other out.
+        *database = None;
+        let opened = database.insert((self.opener)().map_err(|error| explain(&self.path, error))?);
+        let done = action(opened);
+        if done.is_err() {
+            *database = None;
+        }
+        done
+    }
+
     fn failed(&self, action: &'static str, error: impl Into<redb::Error>) -> StoreError {
         io_error(action, &self.path)(error.into())
     }
 
     fn read<R>(
         &self,
-        use_table: impl FnOnce(&redb::ReadOnlyTable<&[u8], &[u8]>) -> Result<R, StorageError>,
+        use_table: impl Fn(&redb::ReadOnlyTable<&[u8], &[u8]>) -> Result<R, StorageError>,
     ) -> Result<Option<R>, StoreError> {
-        let transaction = self
-            .database
-            .begin_read()
-            .map_err(|e| self.failed("read", e))?;
-        match transaction.open_table(TABLE) {
-            Ok(table) => use_table(&table)
-                .map(Some)
-                .map_err(|e| self.failed("read", e)),
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-            Err(error) => Err(self.failed("read", error)),
-        }
-    }
-}
-
-impl Store for EmbeddedStore {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let value = self.read(|table| Ok(table.get(key)?.map(|value| value.value().to_vec())))?;
-        Ok(value.flatten())
-    }
-
-    fn scan(&self, prefix: &[u8], limit: usize, reverse: bool) -> Result<Vec<Pair>, StoreError> {
-        let pairs = self.read(|table| {
-            let range = table.range::<&[u8]>(within(prefix).as_bounds())?;
-            let take = |pair: Result<_, StorageError>| {
-                let (key, value): (redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>) =
-                    pair?;
-                Ok((key.value().to_vec(), value.value().to_vec()))
-            };
-            if reverse {
-                range.rev().take(limit).map(take).collect()
-            } else {
-                range.take(limit).map(take).collect()
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(|e| self.failed("read", e))?;
+            match transaction.open_table(TABLE) {
+                Ok(table) => use_table(&table)
+                    .map(Some)
+                    .map_err(|e| self.failed("read", e)),
+                Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+                Err(error) => Err(self.failed("read", error)),
             }
-        })?;
-        Ok(pairs.unwrap_or_default())
+        })
     }
 
-    fn commit(&self, batches: &[Batch]) -> Result<Vec<Applied>, StoreError> {
-        let mut transaction = self
-            .database
+    fn write(&self, database: &Database, batches: &[Batch]) -> Result<Vec<Applied>, StoreError> {
+        let mut transaction = database
             .begin_write()
             .map_err(|e| self.failed("write", e))?;
         transaction
@@ -193,6 +212,34 @@ impl Store for EmbeddedStore {
         }
         transaction.commit().map_err(|e| self.failed("write", e))?;
         Ok(applied)
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.read(|table| Ok(table.get(key)?.map(|value| value.value().to_vec())))?;
+        Ok(value.flatten())
+    }
+
+    fn scan(&self, prefix: &[u8], limit: usize, reverse: bool) -> Result<Vec<Pair>, StoreError> {
+        let pairs = self.read(|table| {
+            let range = table.range::<&[u8]>(within(prefix).as_bounds())?;
+            let take = |pair: Result<_, StorageError>| {
+                let (key, value): (redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>) =
+                    pair?;
+                Ok((key.value().to_vec(), value.value().to_vec()))
+            };
+            if reverse {
+                range.rev().take(limit).map(take).collect()
+            } else {
+                range.take(limit).map(take).collect()
+            }
+        })?;
+        Ok(pairs.unwrap_or_default())
+    }
+
+    fn commit(&self, batches: &[Batch]) -> Result<Vec<Applied>, StoreError> {
+        self.with(|database| self.write(database, batches))
     }
 }
 
@@ -409,5 +456,78 @@ mod tests {
             EmbeddedStore::open(&path),
             Err(StoreError::InUse { .. })
         ));
+    }
+
+    /// A file whose disk is full while the valve is shut.
+    #[derive(Debug)]
+    struct Disk {
+        file: redb::backends::FileBackend,
+        full: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    }
+
+    impl Disk {
+        fn room(&self) -> Result<(), io::Error> {
+            if self.full.load(std::sync::atomic::Ordering::SeqCst) {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            Ok(())
+        }
+    }
+
+    impl redb::StorageBackend for Disk {
+        fn len(&self) -> Result<u64, io::Error> {
+            self.file.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+            self.file.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> Result<(), io::Error> {
+            self.room().and_then(|()| self.file.set_len(len))
+        }
+        fn sync_data(&self) -> Result<(), io::Error> {
+            self.room().and_then(|()| self.file.sync_data())
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+            self.room().and_then(|()| self.file.write(offset, data))
+        }
+    }
+
+    #[test]
+    fn a_disk_that_was_full_for_a_while_does_not_end_the_store() {
+        use std::sync::atomic::Ordering;
+        let folder = tempfile::tempdir().unwrap();
+        let path = filled(folder.path());
+        let full = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let opener = {
+            let (path, full) = (path.clone(), full.clone());
+            move || {
+                let file = fs::OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open(&path)
+                    .unwrap();
+                let file = redb::backends::FileBackend::new(file)?;
+                builder().create_with_backend(Disk {
+                    file,
+                    full: full.clone(),
+                })
+            }
+        };
+        let store = EmbeddedStore::over(opener().unwrap(), &path, Box::new(opener));
+        full.store(true, Ordering::SeqCst);
+        for _ in 0..3 {
+            assert!(matches!(
+                store.commit(&[put(b"k", b"1")]),
+                Err(StoreError::Io { .. })
+            ));
+        }
+        full.store(false, Ordering::SeqCst);
+        assert_eq!(store.commit(&[put(b"k", b"2")]).unwrap(), [Applied::Yes]);
+        assert_eq!(store.get(b"k").unwrap().unwrap(), b"2");
+        assert_eq!(
+            store.scan(b"h/", 1000, false).unwrap().len(),
+            200,
+            "nothing was lost"
+        );
     }
 }

@@ -6,6 +6,8 @@ use muster_core::model::{HostId, HostName, PoolName};
 pub const FORMAT: &[u8] = b"m/format";
 /// The broker's own record.
 pub const BROKER: &[u8] = b"m/broker";
+/// What was served without a word from hosts, while a restart window is open.
+pub const UNHEARD: &[u8] = b"m/unheard";
 /// All hosts.
 pub const HOSTS: &[u8] = b"h/";
 /// What operators decided about hosts.
@@ -40,16 +42,19 @@ pub fn name(name: &HostName) -> Vec<u8> {
     [b"n/", name.as_str().as_bytes()].concat()
 }
 
+/// All journals.
+pub const JOURNALS: &[u8] = b"j/";
+
 /// The journal of a host.
 #[must_use]
 pub fn journal(id: HostId) -> Vec<u8> {
-    [b"j/".as_slice(), id.as_bytes()].concat()
+    [JOURNALS, id.as_bytes()].concat()
 }
 
 /// One entry of a host's journal.
 #[must_use]
 pub fn journal_entry(id: HostId, sequence: u64) -> Vec<u8> {
-    [b"j/".as_slice(), id.as_bytes(), &sequence.to_be_bytes()].concat()
+    [JOURNALS, id.as_bytes(), &sequence.to_be_bytes()].concat()
 }
 
 /// A join token's record.

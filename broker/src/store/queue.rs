@@ -11,13 +11,14 @@ use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{oneshot, watch};
 
-use super::{Applied, Batch, Store, StoreError};
+use super::{Applied, Batch, Store, StoreError, keys};
 use crate::metrics::Metrics;
 
 /// Conditional batches that may wait: enrolments and operators' words, all of people's making.
 const CONDITIONAL_MAX: usize = 1024;
-/// Unconditional keys in one transaction: about 10 ms of writing.
-const KEYS_PER_COMMIT: usize = 5000;
+/// Unconditional keys that may wait while the store fails: some hundred MiB. Beyond it, entries of
+/// journals are left out and counted; records of hosts, which are what must not be lost, never.
+const PENDING_MAX: usize = 200_000;
 /// Between two tries while the store fails.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -39,6 +40,7 @@ struct Inner {
     durable: watch::Sender<u64>,
     /// The last commit failed.
     failing: watch::Sender<bool>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -70,20 +72,28 @@ impl WriteQueue {
             wake: Condvar::new(),
             durable: watch::Sender::new(0),
             failing: watch::Sender::new(false),
+            metrics,
         });
         let queue = Self {
             inner: inner.clone(),
         };
         let writer = thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || run(&inner, store.as_ref(), &metrics))?;
+            .spawn(move || run(&inner, store.as_ref()))?;
         Ok((queue, writer))
     }
 
     /// Queues writes; they are durable when the ticket is.
     pub fn put(&self, writes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>) -> Ticket {
         let mut pending = self.inner.pending.lock();
-        pending.writes.extend(writes);
+        for (key, value) in writes {
+            let full = pending.writes.len() >= PENDING_MAX;
+            if full && key.starts_with(keys::JOURNALS) && !pending.writes.contains_key(&key) {
+                self.inner.metrics.store_dropped.inc();
+                continue;
+            }
+            pending.writes.insert(key, value);
+        }
         pending.ticket += 1;
         let ticket = Ticket(pending.ticket);
         drop(pending);
@@ -132,7 +142,8 @@ impl WriteQueue {
     }
 }
 
-fn run(inner: &Inner, store: &dyn Store, metrics: &Metrics) {
+fn run(inner: &Inner, store: &dyn Store) {
+    let metrics = &inner.metrics;
     loop {
         let (writes, conditional, ticket, stopping) = {
             let mut pending = inner.pending.lock();
@@ -146,19 +157,10 @@ fn run(inner: &Inner, store: &dyn Store, metrics: &Metrics) {
                 }
                 inner.wake.wait(&mut pending);
             }
-            let mut writes = std::mem::take(&mut pending.writes);
-            let mut ticket = pending.ticket;
-            if writes.len() > KEYS_PER_COMMIT
-                && let Some(key) = writes.keys().nth(KEYS_PER_COMMIT).cloned()
-            {
-                pending.writes = writes.split_off(&key);
-                // Only when all is written do we know whose keys went.
-                ticket = *inner.durable.borrow();
-            }
             (
-                writes,
+                std::mem::take(&mut pending.writes),
                 std::mem::take(&mut pending.conditional),
-                ticket,
+                pending.ticket,
                 pending.stopping,
             )
         };
@@ -211,7 +213,9 @@ fn run(inner: &Inner, store: &dyn Store, metrics: &Metrics) {
                 if stopping {
                     return;
                 }
-                inner.wake.wait_for(&mut pending, RETRY);
+                drop(pending);
+                // Not woken by what comes meanwhile: a full disk is not asked in a hurry.
+                thread::sleep(RETRY);
             }
         }
     }

@@ -7,5 +7,5 @@ mod wheel;
 mod window;
 
 pub use judged::{JudgedClock, Lateness, TICK, Tick};
-pub use wheel::Wheel;
+pub use wheel::{BUCKET, Wheel};
 pub use window::RestartWindow;

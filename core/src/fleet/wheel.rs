@@ -14,7 +14,7 @@ use std::{
 use crate::model::Mono;
 
 /// Width of a bucket. Expiry is exact at read time; the wheel only decides when watchers are told.
-const BUCKET: Duration = Duration::from_millis(100);
+pub const BUCKET: Duration = Duration::from_millis(100);
 
 /// Deadlines by key: at most one entry per key.
 #[derive(Debug)]

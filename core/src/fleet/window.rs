@@ -48,6 +48,12 @@ impl RestartWindow {
         self.ends
     }
 
+    /// When it was opened.
+    #[must_use]
+    pub const fn opened(&self) -> Mono {
+        self.opened
+    }
+
     /// When the window ends as things stand.
     #[must_use]
     pub const fn ends(&self) -> Mono {

@@ -99,7 +99,10 @@ pub enum Event {
     PolicyChanged,
     /// The broker itself was stopped for so long that it knows nothing of the present: the same
     /// as a restart.
-    BrokerStalled,
+    BrokerStalled {
+        /// End of the window that was open already: hosts not heard since are believed no longer.
+        unheard_until: Option<Mono>,
+    },
 }
 
 /// Which drains are lifted.
@@ -135,7 +138,7 @@ impl Event {
             Self::Drain(_) => "drain",
             Self::Undrain(_) => "undrain",
             Self::PolicyChanged => "policy",
-            Self::BrokerStalled => "broker_stalled",
+            Self::BrokerStalled { .. } => "broker_stalled",
         }
     }
 }

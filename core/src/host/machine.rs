@@ -14,7 +14,8 @@ use super::{
     upgrade,
 };
 use crate::model::{
-    Confidence, Epoch, Leave, Mono, Now, PowerAnnouncement, ReasonCode, Status, Transition,
+    Confidence, Epoch, Leave, Listener, Mono, Now, PowerAnnouncement, ReasonCode, Status,
+    Transition,
 };
 
 /// A host: its facts and what has been told about it.
@@ -143,7 +144,9 @@ impl Host {
             Event::Undrain(which) => self.undrain(&which, &mut effects),
             // The policy stands in the context.
             Event::PolicyChanged => {}
-            Event::BrokerStalled => self.broker_stalled(),
+            Event::BrokerStalled { unheard_until } => {
+                self.broker_stalled(unheard_until, context.now.mono);
+            }
         }
         // A word that was not taken changes nothing; what changed did so by time alone.
         let trigger = if effects.stale {
@@ -362,9 +365,7 @@ impl Host {
         if was_settled && !settled {
             self.facts.health.unsettled_since = now.wall;
         }
-        if self.facts.listeners[..] != report.listeners[..] {
-            self.facts.listeners = report.listeners.into();
-        }
+        self.take_listeners(report.listeners, effects);
         self.take_sessions(report.sessions, now);
         if self.facts.about.policy_revision != report.policy_revision {
             let mut about = (*self.facts.about).clone();
@@ -438,6 +439,23 @@ impl Host {
         };
     }
 
+    /// Front ends are told where a host listens. A new process of the agent that has not looked
+    /// yet knows of none.
+    fn take_listeners(&mut self, listeners: Vec<Listener>, effects: &mut Effects) {
+        let looked = self
+            .facts
+            .health
+            .held
+            .iter()
+            .any(|held| held.carried_until.is_none() && held.has_run());
+        if listeners.is_empty() && !looked || self.facts.listeners[..] == listeners[..] {
+            return;
+        }
+        self.facts.listeners = listeners.into();
+        effects.tell = true;
+        effects.persist = true;
+    }
+
     fn take_sessions(&mut self, sessions: crate::model::SessionCounts, now: Now) {
         if self.facts.sessions.total() != sessions.total() {
             self.facts.sessions_since = now.wall;
@@ -476,9 +494,32 @@ impl Host {
         effects.persist_admin = true;
     }
 
-    fn broker_stalled(&mut self) {
-        if matches!(self.facts.link, Link::Heard(_)) {
-            self.facts.link = Link::Loaded { lease_ends: None };
+    /// Whoever was well is believed for a window; whoever was doubted keeps what was left.
+    fn broker_stalled(&mut self, unheard_until: Option<Mono>, now: Mono) {
+        match self.facts.link {
+            Link::Heard(heard) => {
+                let doubted = now >= heard.confirmed_until();
+                let lease_ends = doubted.then(|| heard.lease_ends());
+                self.facts.link = Link::Loaded { lease_ends };
+            }
+            Link::Loaded { lease_ends: None } => {
+                self.facts.link = Link::Loaded {
+                    lease_ends: Some(unheard_until.unwrap_or(now)),
+                };
+            }
+            Link::Loaded {
+                lease_ends: Some(_),
+            }
+            | Link::NeverSeen
+            | Link::Lost { .. } => {}
+        }
+    }
+
+    /// Believes a host known from before the start until `until` at the longest: what an earlier
+    /// start served without a word from it counts.
+    pub fn bound_unheard(&mut self, until: Mono) {
+        if let Link::Loaded { lease_ends } = &mut self.facts.link {
+            *lease_ends = Some(lease_ends.map_or(until, |ends| ends.min(until)));
         }
     }
 
@@ -497,7 +538,7 @@ impl Host {
             || self.told.reasons != keys;
         let confidence = assessment.presence.confidence();
         let confidence_reason = assessment.presence.why();
-        effects.tell = changed
+        effects.tell |= changed
             || self.told.confidence != confidence
             || self.told.confidence_reason != confidence_reason;
         if changed {
@@ -521,11 +562,7 @@ impl Host {
 
 /// A session without a word for a lease is over, even if its stream still stands.
 fn session_ends(facts: &Facts, session: &Session) -> Mono {
-    let heard = match facts.link {
-        Link::Heard(heard) => heard.last_beat,
-        Link::NeverSeen | Link::Loaded { .. } | Link::Lost { .. } => Mono::ZERO,
-    };
-    session.opened.max(heard) + session.lease
+    session.opened.max(facts.last_word.unwrap_or(Mono::ZERO)) + session.lease
 }
 
 /// The next instant at which time alone may change something.

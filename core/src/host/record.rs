@@ -25,6 +25,8 @@ pub struct HostRecord {
     link: StoredLink,
     checks: Vec<StoredCheck>,
     unsettled_since: Timestamp,
+    /// Runs that began earlier do not count.
+    barrier: Timestamp,
     power: StoredPower,
     upgrade: StoredUpgrade,
     #[serde(default)]
@@ -110,6 +112,7 @@ impl HostRecord {
                 })
                 .collect(),
             unsettled_since: facts.health.unsettled_since,
+            barrier: now.wall_at(facts.health.barrier),
             power: match facts.power {
                 Power::Running => StoredPower::Running,
                 Power::Leaving {
@@ -150,20 +153,8 @@ impl HostRecord {
     /// The host as a restarted broker knows it: not heard yet, and answered as last stored.
     #[must_use]
     pub fn restore(self, admin: Admin, now: Now) -> Host {
-        let lost_at = match (self.link, self.power) {
-            (StoredLink::Lost { at, .. }, _)
-            | (
-                _,
-                StoredPower::Leaving {
-                    how: Leave::AgentStop,
-                    since: at,
-                    ..
-                },
-            ) => Some(at),
-            _ => None,
-        };
         // A wall clock that was set back must not keep a host unsettled.
-        let barrier = lost_at.map_or(Mono::ZERO, |at| now.mono_at(at).min(now.mono));
+        let barrier = now.mono_at(self.barrier).min(now.mono);
         let held: Vec<Held> = self
             .checks
             .into_iter()

@@ -10,9 +10,7 @@
 use std::sync::Arc;
 
 use super::{Context, Facts, FailedUpgrade, InProgress, Upgrade, limits, reasons::timed_out_text};
-use crate::model::{
-    CheckName, Now, Outcome, PoolPolicy, UpgradeAnnouncement, UpgradeAttempt, at_or_above,
-};
+use crate::model::{CheckName, Now, Outcome, PoolPolicy, UpgradeAnnouncement, UpgradeAttempt};
 
 /// Takes an announcement into the facts. True if something changed that must be durable.
 pub(super) fn announce(
@@ -144,7 +142,7 @@ fn is_over(facts: &Facts, attempt: &UpgradeAttempt) -> bool {
 }
 
 fn version_is_seen(facts: &Facts, attempt: &UpgradeAttempt) -> bool {
-    at_or_above(&facts.about.agent_version, &attempt.to)
+    attempt.is_seen_in(&facts.about.agent_version)
 }
 
 fn passing_fatal(facts: &Facts, policy: &PoolPolicy) -> Arc<[CheckName]> {

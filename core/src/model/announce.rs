@@ -4,6 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::version::{at_or_above, is_version};
+
 /// How a host leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -109,6 +111,15 @@ pub struct UpgradeAttempt {
     pub to: Arc<str>,
     /// How far it is, or where it failed.
     pub phase: UpgradePhase,
+}
+
+impl UpgradeAttempt {
+    /// Is `version`, as a host reports it, the end of this attempt? Only a wanted version that is
+    /// one, and above the one before, can be seen: words such as `security-2026-11` are not.
+    #[must_use]
+    pub fn is_seen_in(&self, version: &str) -> bool {
+        is_version(&self.to) && !at_or_above(&self.from, &self.to) && at_or_above(version, &self.to)
+    }
 }
 
 /// A host's upgrade as it says it, whole each time.

@@ -12,6 +12,14 @@ pub fn at_or_above(version: &str, wanted: &str) -> bool {
     compare(version, wanted) != Ordering::Less
 }
 
+/// Does `text` begin as a version does: with a number, perhaps behind a `v`?
+#[must_use]
+pub(super) fn is_version(text: &str) -> bool {
+    text.trim()
+        .trim_start_matches('v')
+        .starts_with(|first: char| first.is_ascii_digit())
+}
+
 fn compare(a: &str, b: &str) -> Ordering {
     let split = |text: &str| -> (Vec<Part>, Vec<Part>) {
         let text = text.trim().trim_start_matches('v');

@@ -735,6 +735,8 @@ fn a_restarted_broker_answers_as_it_did_until_the_host_speaks() {
 #[test]
 fn runs_from_before_the_brokers_restart_count_after_it() {
     let mut world = World::available();
+    world.pass(secs(30));
+    let _ = world.beat();
     world.restart_broker(secs(2), false);
     let _ = world.open();
     let epoch = world.live();
@@ -844,7 +846,9 @@ fn a_verdict_is_valid_only_until_time_alone_may_change_it() {
 fn a_stalled_broker_trusts_what_it_knew_and_not_its_clock() {
     let mut world = World::available();
     world.window_ends = Some(world.now.mono + secs(95));
-    let effects = world.handle(Event::BrokerStalled);
+    let effects = world.handle(Event::BrokerStalled {
+        unheard_until: None,
+    });
     assert_eq!(effects.transition, None);
     world.pass(secs(60));
     assert_eq!(world.assess().presence, Presence::Unverified);
@@ -896,4 +900,129 @@ fn a_newly_required_check_counts_after_its_first_result_or_its_grace() {
     // A change that follows does not begin the grace anew.
     let again = stricter(&world);
     assert_eq!(again.newly_fatal, world.policy.newly_fatal);
+}
+
+#[test]
+fn a_stall_gives_a_doubted_host_no_more_than_it_had() {
+    let mut world = World::available();
+    let _ = world.stream_ends();
+    world.pass(secs(20));
+    world.window_ends = Some(world.now.mono + secs(95));
+    let _ = world.handle(Event::BrokerStalled {
+        unheard_until: None,
+    });
+    world.pass(secs(13));
+    assert!(world.assess().connectable_new);
+    world.pass(secs(1));
+    assert!(!world.assess().connectable_new, "35 s since its last beat");
+}
+
+#[test]
+fn a_second_stall_prolongs_nothing_for_who_was_not_heard_since_the_first() {
+    let mut world = World::available();
+    let first = world.now.mono + secs(95);
+    world.window_ends = Some(first);
+    let _ = world.handle(Event::BrokerStalled {
+        unheard_until: None,
+    });
+    world.pass(secs(90));
+    world.window_ends = Some(world.now.mono + secs(95));
+    let _ = world.handle(Event::BrokerStalled {
+        unheard_until: Some(first),
+    });
+    world.pass(secs(5));
+    assert!(!world.assess().connectable_new);
+}
+
+#[test]
+fn a_wanted_version_that_is_none_is_never_seen() {
+    for to in ["unknown", "security-2026-11", "", "0.1.0", "0.0.9"] {
+        let mut world = World::available();
+        let epoch = world.live();
+        let _ = world.handle(Event::Upgrade(epoch, upgrading("a", to)));
+        assert_eq!(world.status(), Status::Upgrading, "{to:?}");
+        let failed = UpgradeAnnouncement::Failed {
+            attempt: attempt("a", to, UpgradePhase::Switch),
+            error: "dpkg broke".to_owned(),
+        };
+        let _ = world.handle(Event::Upgrade(epoch, failed));
+        assert_eq!(world.status(), Status::UpgradeFailed, "{to:?}");
+        let _ = world.report(&[]);
+        assert_eq!(world.status(), Status::UpgradeFailed, "{to:?}");
+    }
+}
+
+#[test]
+fn runs_from_before_a_loss_do_not_count_after_a_restart_either() {
+    let mut world = World::available();
+    let _ = world.stream_ends();
+    world.pass(secs(40));
+    let _ = world.open();
+    let not_run = Outcome::Unknown(UnknownCause::NotYetRun);
+    let _ = world.report(&[("session_listener", not_run)]);
+    assert_eq!(world.status(), Status::Unavailable);
+    world.pass(secs(1));
+    world.restart_broker(secs(1), false);
+    let _ = world.open();
+    let epoch = world.live();
+    let checks = ALL_CHECKS.map(|check| CheckResult {
+        age: Some(secs(30)),
+        ..result(check, Outcome::Pass)
+    });
+    let report = Report {
+        sequence: 1,
+        state_hash: 1,
+        results_valid: VALID,
+        checks: checks.to_vec(),
+        listeners: vec![],
+        sessions: SessionCounts::default(),
+        policy_revision: "default-1".into(),
+        power: PowerAnnouncement::Running,
+        upgrade: UpgradeAnnouncement::Silent,
+    };
+    let _ = world.handle(Event::Report(epoch, report));
+    assert_eq!(
+        world.status(),
+        Status::Unavailable,
+        "they began before the lease ended"
+    );
+}
+
+#[test]
+fn a_listener_that_moves_is_told_and_kept() {
+    let mut world = World::available();
+    let report = |world: &mut World, port: Option<u16>, outcome| {
+        world.sequence += 1;
+        let listener = |port| Listener {
+            protocol: "rdp".into(),
+            addresses: vec![],
+            port,
+        };
+        let report = Report {
+            sequence: world.sequence,
+            state_hash: 1,
+            results_valid: VALID,
+            checks: ALL_CHECKS.map(|check| result(check, outcome)).to_vec(),
+            listeners: port.map(listener).into_iter().collect(),
+            sessions: world.host.facts().sessions,
+            policy_revision: "default-1".into(),
+            power: PowerAnnouncement::Running,
+            upgrade: UpgradeAnnouncement::Silent,
+        };
+        let epoch = world.live();
+        world.handle(Event::Report(epoch, report))
+    };
+    let effects = report(&mut world, Some(3390), Outcome::Pass);
+    assert!(effects.tell && effects.persist && effects.transition.is_none());
+    let _ = world.stream_ends();
+    let _ = world.open();
+    let not_run = Outcome::Unknown(UnknownCause::NotYetRun);
+    let _ = report(&mut world, None, not_run);
+    assert_eq!(
+        world.host.facts().listeners[0].port,
+        3390,
+        "nobody has looked yet"
+    );
+    let _ = report(&mut world, None, Outcome::Pass);
+    assert!(world.host.facts().listeners.is_empty());
 }
