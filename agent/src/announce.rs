@@ -13,8 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use muster_core::model::{
-    Leave, PowerAnnouncement, UpgradeAnnouncement, UpgradeAttempt, UpgradePhase, at_or_above,
-    clean_text,
+    Leave, PowerAnnouncement, UpgradeAnnouncement, UpgradeAttempt, UpgradePhase, clean_text,
 };
 use muster_runtime::files::FileError;
 use serde::{Deserialize, Serialize};
@@ -56,7 +55,7 @@ impl Announced {
             | UpgradeAnnouncement::Failed { attempt, .. } => Some(attempt),
             UpgradeAnnouncement::Silent | UpgradeAnnouncement::Cleared { .. } => None,
         };
-        if attempt.is_some_and(|attempt| at_or_above(version, &attempt.to)) {
+        if attempt.is_some_and(|attempt| attempt.is_seen_in(version)) {
             // The version that reports says it all.
             kept.upgrade = UpgradeAnnouncement::Silent;
             kept.upgrade_until = None;
@@ -222,7 +221,12 @@ impl Announcer {
                 .await
                 .unwrap_or_else(|_| unreachable!("writing does not panic"))?;
             let words = state.words(announcement, now);
-            self.inner.state.send_replace(state);
+            self.inner.state.send_modify(|current| {
+                // What the system said while this was written stands.
+                let system = current.system;
+                *current = state;
+                current.system = system;
+            });
             words
         };
         let mut worst = Delivered::Acknowledged;

@@ -25,7 +25,7 @@ use muster_core::{
 use muster_runtime::{
     channel::{ConnectError, explain_status},
     explain::explain,
-    refusal::{Reaction, Refusal},
+    refusal::{self, Reaction, Refusal},
     shutdown::Shutdown,
     tls::ClientTls,
 };
@@ -209,6 +209,7 @@ fn told(
         }
         Ended::Closed(true) => Failure::Lost,
         Ended::Status(status, welcomed) => match Refusal::from_status(status) {
+            Some(refusal) if *welcomed && is_an_end(&refusal) => Failure::Lost,
             Some(refusal) => refused(&refusal, reconnect.cap()),
             None if *welcomed => Failure::Lost,
             None => Failure::Unreachable,
@@ -226,7 +227,8 @@ fn told(
         // An outage of hours is one line, not thousands.
         _ if said_before => tracing::debug!(broker = %endpoint, why, "still no session"),
         Failure::Lost => tracing::warn!(broker = %endpoint, why, "the session was lost"),
-        Failure::Refused(_) => {
+        Failure::Refused(None) => tracing::warn!(broker = %endpoint, why, "refused for now"),
+        Failure::Refused(Some(_)) => {
             tracing::error!(broker = %endpoint, why, "the broker refuses this host");
         }
         Failure::Unreachable | Failure::SentAway(_) => {
@@ -236,12 +238,23 @@ fn told(
     Some(failure)
 }
 
+/// The broker ended a session that was well: as if the stream had broken, so that a whole fleet
+/// comes back spread over the time that Welcome told.
+fn is_an_end(said: &Refusal) -> bool {
+    [refusal::BROKER_STOPPING, refusal::LEASE_OVER].contains(&&*said.reason)
+}
+
 /// The one reaction to each reason, see the table of refusals. What an administrator must mend is
 /// tried at the slowest pace: they may mend it at any time, and the host comes back by itself.
-fn refused(refusal: &Refusal, slowest: Duration) -> Failure {
-    let wait = match refusal.reaction() {
-        Reaction::Retry => refusal.retry_after,
-        Reaction::RetrySlowly | Reaction::GiveUp => Some(refusal.retry_after.unwrap_or(slowest)),
+fn refused(said: &Refusal, slowest: Duration) -> Failure {
+    // Whoever took over may be a clone of this machine: two of them must not throw each other out
+    // as fast as they can.
+    if said.reason == refusal::SESSION_REPLACED {
+        return Failure::Refused(Some(slowest));
+    }
+    let wait = match said.reaction() {
+        Reaction::Retry => said.retry_after,
+        Reaction::RetrySlowly | Reaction::GiveUp => Some(said.retry_after.unwrap_or(slowest)),
     };
     Failure::Refused(wait)
 }
