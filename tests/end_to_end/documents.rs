@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use muster_agent::checks::own;
 use muster_broker::config::Config as BrokerConfig;
 use muster_core::model::ReasonCode;
 use muster_runtime::refusal::{self, Reaction};
@@ -78,6 +79,36 @@ fn the_brokers_sample_configuration_is_read_and_shows_the_defaults() -> Result<(
     let sample = format!("{:?}", BrokerConfig::load(&sample, true)?);
     let default = format!("{:?}", BrokerConfig::default());
     ensure!(sample == default, "{sample} is not {default}");
+    Ok(())
+}
+
+#[test]
+fn every_kind_of_own_check_is_documented_and_has_an_example_that_is_read() -> Result<()> {
+    let document = fs::read_to_string(repository().join("docs/own-checks.md"))?;
+    let (_, table) = document
+        .split_once("| kind | keys | fails with |")
+        .context("the table of kinds")?;
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let mut documented: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    let mut kinds: Vec<&str> = own::kinds().collect();
+    documented.sort_unstable();
+    kinds.sort_unstable();
+    ensure!(documented == kinds, "{documented:?} are not {kinds:?}");
+
+    let folder = tempfile::tempdir()?;
+    let sample = fs::read_to_string(repository().join("deploy/checks.d/examples.toml"))?;
+    let examples = sample.lines().filter_map(|line| {
+        let example = line.strip_prefix("# ")?;
+        (example.starts_with('[') || example.contains(" = ")).then(|| example.to_owned() + "\n")
+    });
+    fs::write(
+        folder.path().join("examples.toml"),
+        examples.collect::<String>(),
+    )?;
+    let own = own::load(folder.path())?;
+    let mut shown: Vec<&str> = own.iter().map(|own| own.kind).collect();
+    shown.sort_unstable();
+    ensure!(shown == kinds, "{shown:?} are not {kinds:?}");
     Ok(())
 }
 

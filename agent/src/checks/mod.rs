@@ -188,7 +188,10 @@ mod tests {
 
     #[test]
     fn all_checks_of_the_design_are_registered() {
-        assert_eq!(names(), default_check_names());
+        let names = names();
+        for name in default_check_names() {
+            assert!(names.contains(&name), "{name}");
+        }
     }
 
     #[test]
@@ -222,5 +225,42 @@ mod tests {
         assert_eq!(find("domain").pace.interval, Duration::from_secs(60));
         assert_eq!(find("session_listener").pace, CheckPace::default());
         assert!(!find("gpu").supported && find("urls").supported);
+    }
+
+    #[test]
+    fn a_policy_sets_the_pace_of_an_own_check_and_nothing_makes_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "[[check]]\nname = 'mine'\nkind = 'memory'\nfall = 3\n";
+        std::fs::write(folder.path().join("a.toml"), text).unwrap();
+        let mut config = Config {
+            checks_dir: folder.path().to_owned(),
+            ..Config::default()
+        };
+        config.load_own_checks().unwrap();
+        let check = |name: &str| CheckPolicy {
+            name: CheckName::new(name).unwrap(),
+            interval: Duration::from_secs(60),
+            timeout: Duration::from_secs(3),
+            rise: 2,
+            fall: 4,
+            severity: Severity::Fatal,
+        };
+        let policy = HostPolicy {
+            checks: vec![check("mine"), check("yours")],
+            ..HostPolicy::default()
+        };
+        let (_sender, link) = watch::channel(LinkState::default());
+        let planned = plan(&config, &policy, &link);
+        let find = |name: &str| {
+            planned
+                .iter()
+                .find(|known| known.spec.name.as_str() == name)
+        };
+        let mine = &find("mine").unwrap().spec;
+        assert_eq!((&*mine.kind, mine.supported), ("memory", true));
+        assert_eq!(mine.pace.interval, Duration::from_secs(60));
+        assert_eq!((mine.pace.rise, mine.pace.fall), (2, 3));
+        let yours = find("yours").unwrap();
+        assert!(!yours.spec.supported && yours.check.is_none());
     }
 }
