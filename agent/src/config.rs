@@ -18,6 +18,8 @@ use muster_runtime::{
 };
 use serde::Deserialize;
 
+use crate::checks::monitoring_agent::profile;
+
 use crate::checks::own::{self, LoadError, OwnChecks};
 
 /// Where the configuration is unless told otherwise.
@@ -26,6 +28,8 @@ pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
 const MAX_BROKERS: usize = 16;
 /// Listeners that can be named; a report carries 32.
 const MAX_LISTENERS: usize = 32;
+/// Monitoring agents of one machine.
+const MAX_MONITORS: usize = 8;
 /// URLs that can be required in the file; a run of the check has to get through them in time.
 const MAX_URLS: usize = 32;
 /// Shortest interval of a check: below it checks are the load.
@@ -188,12 +192,16 @@ check_tables! {
         /// Domain that the machine must be joined to; unset for the pool's, else the one found.
         expected: Option<String>,
     }
+    /// `[check.domain_reachable]`: a controller of the domain answers.
+    DomainReachableConfig domain_reachable {}
     /// `[check.monitoring_agent]`: somebody watches this machine.
     MonitoringAgentConfig monitoring_agent {
         /// Service that must run; unset to find a known one.
         service: Option<String>,
         /// Program that must run, where it is no service.
         process: Option<String>,
+        /// Several, each in full.
+        agents: Vec<MonitorConfig>,
     }
     /// `[check.metadata_service]`: the cloud's metadata service.
     MetadataServiceConfig metadata_service {
@@ -207,6 +215,26 @@ check_tables! {
         /// URLs, http or https.
         required: Vec<RequiredUrl>,
     }
+}
+
+/// A monitoring agent that must be there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MonitorConfig {
+    /// A known one, such as `node_exporter`.
+    pub profile: Option<String>,
+    /// Its service.
+    pub service: Option<String>,
+    /// Name of its program among the processes.
+    pub process: Option<String>,
+    /// Its program's file.
+    pub executable: Option<PathBuf>,
+    /// URL of its own health or metrics, asked without proxy; any answer below 400 is good.
+    pub health: Option<String>,
+    /// A file that it writes.
+    pub file: Option<PathBuf>,
+    /// How old that file may be.
+    pub fresh_within: Option<HumanDuration>,
 }
 
 /// How many of the listeners must work.
@@ -310,6 +338,9 @@ impl Config {
         if let Some(bad) = urls.iter().find(|required| !is_url(&required.url)) {
             return wrong("check.urls.required", format!("{:?}", bad.url), URL_ALLOWED);
         }
+        if let Some(problem) = self.monitors_problem() {
+            return Some(problem);
+        }
         let metadata = &self.check.metadata_service;
         if let Some(bad) = metadata.endpoint.as_ref().filter(|url| !is_url(url)) {
             return wrong(
@@ -334,6 +365,42 @@ impl Config {
     }
 }
 
+impl Config {
+    fn monitors_problem(&self) -> Option<(String, String, &'static str)> {
+        let key = "check.monitoring_agent.agents";
+        let monitors = &self.check.monitoring_agent.agents;
+        let wrong = |value: String, allowed| Some((key.to_owned(), value, allowed));
+        if monitors.len() > MAX_MONITORS {
+            return wrong(monitors.len().to_string(), "at most 8 agents");
+        }
+        for monitor in monitors {
+            if let Some(name) = monitor
+                .profile
+                .as_ref()
+                .filter(|name| profile(name).is_none())
+            {
+                return wrong(format!("profile {name:?}"), PROFILES_ALLOWED);
+            }
+            let named = [&monitor.profile, &monitor.service, &monitor.process];
+            if named.iter().all(|name| name.is_none()) && monitor.executable.is_none() {
+                return wrong(
+                    "an agent without a name".to_owned(),
+                    "agents with profile, service, process or executable",
+                );
+            }
+            if let Some(bad) = monitor.health.as_ref().filter(|url| !is_url(url)) {
+                return wrong(format!("health {bad:?}"), URL_ALLOWED);
+            }
+            if monitor.file.is_some() != monitor.fresh_within.is_some() {
+                return wrong("file".to_owned(), "file and fresh_within together");
+            }
+        }
+        None
+    }
+}
+
+const PROFILES_ALLOWED: &str = "profiles node_exporter, zabbix-agent2, collectd, telegraf, \
+                                azuremonitoragent, fluent-bit, datadog-agent, otelcol";
 const URL_ALLOWED: &str = "http:// and https:// URLs without user name and password";
 const PROVIDERS_ALLOWED: &str =
     "azure, aws, gcp, openstack, digitalocean, hetzner, alibaba, oracle";
@@ -439,6 +506,16 @@ mod tests {
                 "[check.session_listener]\nlisteners = [{ protocol = \"telnet\", port = 23 }]",
                 "protocol \"telnet\"",
                 "ssh, rdp, vnc",
+            ),
+            (
+                "[check.monitoring_agent]\nagents = [{ profile = \"moon\" }]",
+                "profile \"moon\"",
+                "node_exporter",
+            ),
+            (
+                "[check.monitoring_agent]\nagents = [{ service = \"x\", file = \"/x\" }]",
+                "file",
+                "fresh_within",
             ),
             (
                 "[check.metadata_service]\nprovider = \"moon\"",

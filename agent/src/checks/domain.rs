@@ -1,24 +1,36 @@
 //! `domain`: is this machine joined to the domain that it should be joined to?
 //!
 //! Where nothing is expected and nothing speaks of a domain, the check does not apply. A machine
-//! is joined when its keytab holds its own keys for the domain's realm. Whether a controller still
-//! honours them is not tried yet, and the steps say so.
+//! is joined when its keytab holds its own keys for the domain's realm, and trusted when a
+//! controller gives a ticket for them, which is tried at the start, when the keys change, after a
+//! failure, and every fifteen minutes. A controller that is not reached, and clocks that differ, are
+//! warnings here and failures of `domain_reachable`.
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use muster_core::{
     agent::Observation,
-    model::{Finding, Outcome, Remedy},
+    model::{Finding, Mono, Outcome, Remedy},
 };
+use muster_runtime::clock;
+use parking_lot::Mutex;
 
-use super::{Check, Inputs, cannot_run};
-use crate::platform::{
-    domain::{self, DomainTraces, Keytab},
-    units,
+use super::{
+    Check, Inputs, cannot_run,
+    domain_reachable::{reach, told},
+};
+use crate::{
+    platform::{
+        domain::{self, DomainTraces, Keytab, MachineKey},
+        kerberos::{self, Login},
+        machine, units,
+    },
+    probe::tcp::Problem,
 };
 
 const SUBJECT: &str = "domain";
@@ -28,12 +40,22 @@ pub(super) fn make(inputs: Inputs<'_>) -> Arc<dyn Check> {
     Arc::new(Domain {
         expected: expected.or(inputs.policy.expected_domain.as_ref()).cloned(),
         root: PathBuf::from("/"),
+        hostname: machine::hostname(),
+        budget: inputs.budget(),
+        honoured: Mutex::default(),
     })
 }
+
+/// How long a controller's yes to the same keys counts: a fleet must not log in all the time.
+const LOGIN_EVERY: Duration = Duration::from_mins(15);
 
 struct Domain {
     expected: Option<String>,
     root: PathBuf,
+    hostname: String,
+    budget: Duration,
+    /// Keys that a controller honoured, and when.
+    honoured: Mutex<Option<(Mono, MachineKey)>>,
 }
 
 impl Check for Domain {
@@ -50,16 +72,68 @@ impl Check for Domain {
                 }
             };
             let seen = judge(self.expected.as_deref(), &traces);
-            if seen.outcome == Outcome::Pass {
-                return self.with_client(seen, &traces).await;
+            if seen.outcome != Outcome::Pass {
+                return seen;
             }
-            seen
+            let seen = self.with_controllers(seen, &traces).await;
+            if seen.outcome != Outcome::Pass {
+                return seen;
+            }
+            self.with_client(seen, &traces).await
         }
         .boxed()
     }
 }
 
 impl Domain {
+    /// The keytab is good; fails if a controller refuses it, and warns if none is reached.
+    async fn with_controllers(&self, seen: Observation, traces: &DomainTraces) -> Observation {
+        let mut found = seen.findings.into_iter().next().unwrap_or_default();
+        let realm = found.subject.clone();
+        let mine = own_key(&traces.principals, &realm, &self.hostname);
+        let Some((key, is_own)) = mine else {
+            return Observation::new(seen.outcome, seen.message).with(found);
+        };
+        found.steps.push(format!(
+            "newest key of {} has number {}",
+            key.name, key.newest
+        ));
+        let warn = |steps, problem| told(Outcome::Warn, &realm, steps, problem);
+        if let Err(problem) = reach(&realm, self.budget / 2, &mut found.steps).await {
+            return warn(found.steps, problem);
+        }
+        if !self.still_honoured(key) {
+            match kerberos::login(key, self.budget / 2).await {
+                Login::Honoured => {
+                    found
+                        .steps
+                        .push(format!("a controller gave {} a ticket", key.name));
+                    *self.honoured.lock() = Some((clock::boot(), key.clone()));
+                }
+                Login::Refused(said) => {
+                    return told(
+                        Outcome::Fail,
+                        &realm,
+                        found.steps,
+                        broken(&realm, key, &said),
+                    );
+                }
+                Login::NotTold(why) => found.steps.push(format!("trust was not tried: {why}")),
+            }
+        }
+        if !is_own {
+            return warn(found.steps, other_host(key, &self.hostname));
+        }
+        Observation::new(Outcome::Pass, found.message.clone()).with(found)
+    }
+
+    fn still_honoured(&self, key: &MachineKey) -> bool {
+        self.honoured
+            .lock()
+            .as_ref()
+            .is_some_and(|(at, known)| known == key && clock::boot().since(*at) < LOGIN_EVERY)
+    }
+
     /// The join is good; warns if the service that uses it is down.
     async fn with_client(&self, seen: Observation, traces: &DomainTraces) -> Observation {
         let name = match (&traces.winbind, traces.sssd.is_empty()) {
@@ -88,6 +162,60 @@ impl Domain {
             }
             _ => seen,
         }
+    }
+}
+
+/// The domain that this machine shows itself, where none is expected.
+pub(super) fn found(traces: &DomainTraces) -> Option<String> {
+    configured(traces).or_else(|| traces.principals.first().map(|key| key.realm.clone()))
+}
+
+/// The key that controllers know this machine by, and whether it names this host.
+fn own_key<'a>(
+    keys: &'a [MachineKey],
+    realm: &str,
+    hostname: &str,
+) -> Option<(&'a MachineKey, bool)> {
+    /// Names of machines are cut to what NetBIOS takes.
+    const NETBIOS: usize = 15;
+    let short = hostname.split('.').next().unwrap_or_default();
+    let short = short.get(..NETBIOS).unwrap_or(short);
+    let mut of_realm = keys
+        .iter()
+        .filter(|key| key.realm.eq_ignore_ascii_case(realm) && key.name.ends_with('$'));
+    let own = of_realm
+        .clone()
+        .find(|key| key.name.trim_end_matches('$').eq_ignore_ascii_case(short));
+    own.map(|key| (key, true))
+        .or_else(|| Some((of_realm.next()?, false)))
+}
+
+fn broken(realm: &str, key: &MachineKey, said: &str) -> Problem {
+    Problem {
+        code: "DOMAIN_TRUST_BROKEN",
+        message: format!(
+            "{realm} refuses the keys of {} (number {}): {said}",
+            key.name, key.newest
+        ),
+        remedy: Remedy::text(
+            "The account was reset, deleted or disabled, or another machine took its place: join \
+             again.",
+        )
+        .command("realm leave")
+        .command(format!("realm join {}", realm.to_lowercase()))
+        .command("klist -k"),
+    }
+}
+
+fn other_host(key: &MachineKey, hostname: &str) -> Problem {
+    Problem {
+        code: "DOMAIN_OTHER_HOST",
+        message: format!("joined as {}, and the host is called {hostname}", key.name),
+        remedy: Remedy::text(
+            "If this machine is a clone, leave the domain and join it under its own name.",
+        )
+        .command("adcli testjoin")
+        .command("klist -k"),
     }
 }
 
@@ -159,8 +287,7 @@ fn configured(traces: &DomainTraces) -> Option<String> {
         .or_else(|| traces.winbind.clone())
 }
 
-fn joined(domain: &str, mut steps: Vec<String>) -> Observation {
-    steps.push("whether a controller honours the keys was not tried".to_owned());
+fn joined(domain: &str, steps: Vec<String>) -> Observation {
     let message = format!("joined to {domain}");
     Observation::new(Outcome::Pass, message.clone()).with(Finding {
         subject: domain.to_owned(),
@@ -225,6 +352,7 @@ mod tests {
     fn traces(keytab: Keytab, sssd: &[&str]) -> DomainTraces {
         DomainTraces {
             keytab,
+            principals: Vec::new(),
             sssd: set(sssd),
             sssd_unreadable: false,
             winbind: None,
@@ -316,6 +444,24 @@ mod tests {
     }
 
     #[test]
+    fn the_key_of_this_host_is_chosen_by_its_name() {
+        let key = |name: &str| MachineKey {
+            name: name.to_owned(),
+            realm: "A.ORG".to_owned(),
+            newest: 2,
+        };
+        let keys = [key("host/vdi-01"), key("GOLD$"), key("VDI-01-WITH-LON$")];
+        let chosen =
+            |hostname| own_key(&keys, "a.org", hostname).map(|(key, own)| (&*key.name, own));
+        assert_eq!(
+            chosen("vdi-01-with-long-name.a.org"),
+            Some(("VDI-01-WITH-LON$", true))
+        );
+        assert_eq!(chosen("other"), Some(("GOLD$", false)));
+        assert_eq!(own_key(&keys, "b.org", "gold"), None);
+    }
+
+    #[test]
     fn settings_that_may_not_be_read_are_not_taken_for_none() {
         let hidden = DomainTraces {
             sssd_unreadable: true,
@@ -333,6 +479,9 @@ mod tests {
         let check = Domain {
             expected: Some("a.org".to_owned()),
             root: root.path().to_owned(),
+            hostname: "vdi-01".to_owned(),
+            budget: Duration::from_secs(5),
+            honoured: Mutex::default(),
         };
         assert_eq!(check.run().await.outcome, Outcome::Fail);
     }

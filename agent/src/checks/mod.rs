@@ -6,6 +6,7 @@
 //! file, and add its line to [`REGISTRY`].
 
 pub mod domain;
+pub mod domain_reachable;
 pub mod metadata_service;
 pub mod monitoring_agent;
 pub mod own;
@@ -70,6 +71,10 @@ const REGISTRY: &[Registration] = &[
     Registration {
         name: "domain",
         make: domain::make,
+    },
+    Registration {
+        name: "domain_reachable",
+        make: domain_reachable::make,
     },
     Registration {
         name: "monitoring_agent",

@@ -1,11 +1,16 @@
 //! `monitoring_agent`: does somebody watch this machine?
 //!
-//! A configured service or program must run. With none configured a known monitoring agent that is
-//! installed and meant to run must run; without one the check does not apply.
+//! Each configured agent must be installed at its place and run, answer on its own port where one
+//! is named, and write its file where one is named. With none configured a known monitoring agent
+//! that is installed and meant to run must run; without one the check does not apply.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use muster_core::{
     agent::Observation,
     model::{Finding, Outcome, Remedy},
@@ -13,12 +18,18 @@ use muster_core::{
 
 use super::{Check, Inputs, cannot_run};
 use crate::{
-    config::MonitoringAgentConfig,
+    config::{MonitorConfig, MonitoringAgentConfig},
     platform::{
         processes,
+        sockets::Owner,
         units::{self, Unit},
     },
+    probe::http,
 };
+
+#[path = "monitoring_agent_profiles.rs"]
+mod profiles;
+pub use profiles::{PROFILES, Profile, profile};
 
 /// Services of known monitoring agents, and their programs where there is no service manager.
 const KNOWN: [(&str, &str); 20] = [
@@ -46,55 +57,236 @@ const KNOWN: [(&str, &str); 20] = [
 
 pub(super) fn make(inputs: Inputs<'_>) -> Arc<dyn Check> {
     Arc::new(MonitoringAgent {
-        config: inputs.config.check.monitoring_agent.clone(),
+        wanted: wanted(&inputs.config.check.monitoring_agent),
+        budget: inputs.budget(),
     })
 }
 
 struct MonitoringAgent {
-    config: MonitoringAgentConfig,
+    wanted: Vec<MonitorConfig>,
+    budget: Duration,
+}
+
+/// Every agent that is named, in the short or in the long way.
+fn wanted(config: &MonitoringAgentConfig) -> Vec<MonitorConfig> {
+    let mut wanted = config.agents.clone();
+    if config.service.is_some() || config.process.is_some() {
+        wanted.push(MonitorConfig {
+            service: config.service.clone(),
+            process: config.process.clone(),
+            ..MonitorConfig::default()
+        });
+    }
+    wanted
 }
 
 impl Check for MonitoringAgent {
     fn run(&self) -> BoxFuture<'_, Observation> {
         async {
-            match (&self.config.service, &self.config.process) {
-                (Some(service), _) => configured_service(service).await,
-                (None, Some(program)) => configured_program(program).await,
-                (None, None) => detect().await,
+            if self.wanted.is_empty() {
+                return detect().await;
             }
+            let looks = self.wanted.iter().map(|wanted| look(wanted, self.budget));
+            together(join_all(looks).await)
         }
         .boxed()
     }
 }
 
-async fn configured_service(service: &str) -> Observation {
-    match units::services(&[service]).await {
-        Ok(units) => match units.first() {
-            Some(unit) if unit.installed => judge_unit(unit),
-            _ => not_installed(service),
-        },
-        Err(error) => cannot_run(
-            service,
-            format!("whether {service} runs cannot be told: {error}"),
-            Remedy::text(
-                "Without systemd, name the program: process = \"...\" under \
-                 [check.monitoring_agent] in agent.toml.",
-            ),
-        ),
-    }
+/// The worst, with what was found of the others.
+fn together(mut seen: Vec<Observation>) -> Observation {
+    // Unknown before Warn, Fail before all.
+    seen.sort_by_key(|one| match one.outcome {
+        Outcome::Fail => 0,
+        Outcome::Unknown(_) => 1,
+        Outcome::Warn => 2,
+        Outcome::Pass | Outcome::NotApplicable => 3,
+    });
+    let messages: Vec<_> = seen.iter().map(|one| one.message.clone()).collect();
+    let mut all = seen.into_iter();
+    let Some(mut worst) = all.next() else {
+        return Observation::new(Outcome::NotApplicable, "no monitoring agent is expected");
+    };
+    worst.message = messages.join("; ");
+    worst.findings.extend(all.flat_map(|one| one.findings));
+    worst
 }
 
-async fn configured_program(program: &str) -> Observation {
-    match find_program(vec![program.to_owned()]).await {
-        Ok(Some((pid, name))) => running(&name, format!("{name} runs as process {pid}")),
+/// One agent: installed, running, answering, writing.
+async fn look(wanted: &MonitorConfig, budget: Duration) -> Observation {
+    let mut seen = is_running(wanted).await;
+    if seen.outcome == Outcome::Pass
+        && let Some(url) = &wanted.health
+    {
+        seen = answers(seen, url, budget / 2).await;
+    }
+    if seen.outcome == Outcome::Pass
+        && let (Some(file), Some(limit)) = (&wanted.file, wanted.fresh_within)
+    {
+        seen = is_fresh(seen, file, limit.0);
+    }
+    seen
+}
+
+async fn is_running(wanted: &MonitorConfig) -> Observation {
+    let known = wanted.profile.as_deref().and_then(profile);
+    let mut files: Vec<PathBuf> = wanted.executable.iter().cloned().collect();
+    let mut services: Vec<&str> = wanted.service.iter().map(String::as_str).collect();
+    if let Some(known) = known {
+        if files.is_empty() {
+            files.extend(known.executables.iter().map(PathBuf::from));
+        }
+        if services.is_empty() {
+            services.extend(known.services);
+        }
+    }
+    let first_file = files.first().map(|file| file.display().to_string());
+    let name = [
+        &wanted.profile,
+        &wanted.service,
+        &wanted.process,
+        &first_file,
+    ];
+    let name = name
+        .into_iter()
+        .flatten()
+        .next()
+        .cloned()
+        .unwrap_or_default();
+    if !files.is_empty() && !files.iter().any(|file| file.exists()) {
+        return missing(&name, &files);
+    }
+    if !services.is_empty() {
+        match units::services(&services).await {
+            Ok(units) => match units.iter().find(|unit| unit.installed) {
+                Some(unit) => return judge_unit(unit),
+                // A program that is started in another way is as good, where one is named.
+                None if files.is_empty() && wanted.process.is_none() => {
+                    return not_installed(&name);
+                }
+                None => {}
+            },
+            Err(error) if files.is_empty() && wanted.process.is_none() => {
+                return no_manager(&name, &error.to_string());
+            }
+            Err(_) => {}
+        }
+    }
+    let names: Vec<String> = wanted.process.iter().cloned().collect();
+    match find_program(names, files.clone()).await {
+        Ok(Some(owner)) => {
+            let step = format!("{} runs as process {}", owner.name, owner.pid);
+            running(&name, step)
+        }
         Ok(None) => {
-            let message = format!("{program} does not run");
-            let steps = vec![format!("no process is named {program}")];
-            let remedy = Remedy::text(format!("Start {program}."));
-            failing(program, "MONITORING_AGENT_DOWN", message, steps, remedy)
+            let message = format!("{name} does not run");
+            let mut steps: Vec<_> = wanted
+                .process
+                .iter()
+                .map(|program| format!("no process is named {program}"))
+                .collect();
+            steps.extend(
+                files
+                    .iter()
+                    .map(|file| format!("no process runs {}", file.display())),
+            );
+            let mut remedy = Remedy::text(format!("Start {name}."));
+            if let Some(service) = services.first() {
+                remedy = remedy
+                    .command(format!("systemctl enable --now {service}"))
+                    .command(format!("journalctl -u {service}"));
+            }
+            failing(&name, "MONITORING_AGENT_DOWN", message, steps, remedy)
         }
         Err(error) => no_processes(&error),
     }
+}
+
+/// Asks the agent's own health or metrics.
+async fn answers(mut seen: Observation, url: &str, limit: Duration) -> Observation {
+    let client = match http::builder(limit).no_proxy().build() {
+        Ok(client) => client,
+        Err(error) => {
+            let problem = http::no_client(&error);
+            return cannot_run(url, problem.message, problem.remedy);
+        }
+    };
+    let mut steps = Vec::new();
+    let answer = http::send(client.get(url), &format!("GET {url}"), &mut steps).await;
+    if let Some(found) = seen.findings.first_mut() {
+        found.steps.append(&mut steps);
+    }
+    let (code, message) = match answer {
+        Ok(response) if response.status().as_u16() < 400 => return seen,
+        Ok(response) => (
+            "MONITORING_AGENT_UNHEALTHY",
+            format!("runs, but {url} answers {}", response.status()),
+        ),
+        Err(problem) => (
+            "MONITORING_AGENT_PORT",
+            format!("runs, but {url} does not answer: {}", problem.message),
+        ),
+    };
+    let remedy = Remedy::text("Look at its log and its configured address, then restart it.");
+    turned(seen, code, &message, remedy)
+}
+
+/// Looks whether the agent still writes.
+fn is_fresh(seen: Observation, file: &Path, limit: Duration) -> Observation {
+    let shown = file.display();
+    let written = std::fs::metadata(file).and_then(|found| found.modified());
+    let (code, message) = match written {
+        Ok(at) => {
+            // A file from the future was written just now by another clock.
+            let age = SystemTime::now().duration_since(at).unwrap_or_default();
+            if age <= limit {
+                return seen;
+            }
+            let message = format!("runs, but wrote {shown} {} s ago", age.as_secs());
+            ("MONITORING_AGENT_STALE", message)
+        }
+        Err(error) => (
+            "MONITORING_AGENT_FILE_MISSING",
+            format!("runs, but its file {shown} cannot be looked at: {error}"),
+        ),
+    };
+    let remedy = Remedy::text("It hangs or writes elsewhere: look at its log and restart it.")
+        .command(format!("ls -l {shown}"));
+    turned(seen, code, &message, remedy)
+}
+
+/// The finding of an agent that runs, made into a failure.
+fn turned(seen: Observation, code: &str, why: &str, remedy: Remedy) -> Observation {
+    let found = seen.findings.into_iter().next().unwrap_or_default();
+    let message = format!("{} {why}", found.subject);
+    failing(&found.subject, code, message, found.steps, remedy)
+}
+
+fn missing(name: &str, files: &[PathBuf]) -> Observation {
+    let steps = files
+        .iter()
+        .map(|file| format!("{} is not there", file.display()));
+    failing(
+        name,
+        "MONITORING_AGENT_NOT_INSTALLED",
+        format!("{name} is not installed"),
+        steps.collect(),
+        Remedy::text(format!(
+            "Install {name}; where it is somewhere else, name its executable under \
+             [check.monitoring_agent] agents in agent.toml."
+        )),
+    )
+}
+
+fn no_manager(service: &str, error: &str) -> Observation {
+    cannot_run(
+        service,
+        format!("whether {service} runs cannot be told: {error}"),
+        Remedy::text(
+            "Without systemd, name the program: process = \"...\" under \
+             [check.monitoring_agent] in agent.toml.",
+        ),
+    )
 }
 
 async fn detect() -> Observation {
@@ -114,8 +306,11 @@ async fn detect() -> Observation {
         .iter()
         .map(|(_, program)| (*program).to_owned())
         .collect();
-    match find_program(programs).await {
-        Ok(Some((pid, name))) => running(&name, format!("{name} runs as process {pid}")),
+    match find_program(programs, Vec::new()).await {
+        Ok(Some(owner)) => {
+            let step = format!("{} runs as process {}", owner.name, owner.pid);
+            running(&owner.name, step)
+        }
         Ok(None) => Observation::new(
             Outcome::NotApplicable,
             "no monitoring agent is expected, and no known one is installed",
@@ -128,13 +323,16 @@ fn is_meant_to_run(unit: &Unit) -> bool {
     unit.enabled == Some(true) || matches!(&*unit.active, "active" | "activating" | "failed")
 }
 
-async fn find_program(names: Vec<String>) -> Result<Option<(i32, String)>, String> {
+async fn find_program(names: Vec<String>, files: Vec<PathBuf>) -> Result<Option<Owner>, String> {
     let look = move || {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        processes::running(&names)
+        match processes::executing(&files) {
+            Ok(None) => processes::running(&names),
+            found => found,
+        }
     };
     match tokio::task::spawn_blocking(look).await {
-        Ok(Ok(found)) => Ok(found.map(|owner| (owner.pid, owner.name))),
+        Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => Err(error.to_string()),
         Err(error) => Err(error.to_string()),
     }
@@ -270,9 +468,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_configured_program_is_found_among_the_processes() {
+        let program = |name: &str| MonitorConfig {
+            process: Some(name.to_owned()),
+            ..MonitorConfig::default()
+        };
         let me = std::fs::read_to_string("/proc/self/comm").unwrap();
-        assert_eq!(configured_program(me.trim()).await.outcome, Outcome::Pass);
-        let seen = configured_program("no-such-program").await;
+        let seen = look(&program(me.trim()), Duration::from_secs(5)).await;
+        assert_eq!(seen.outcome, Outcome::Pass);
+        let seen = look(&program("no-such-program"), Duration::from_secs(5)).await;
         assert_eq!(
             (seen.outcome, &*seen.findings[0].code),
             (Outcome::Fail, "MONITORING_AGENT_DOWN")

@@ -8,5 +8,6 @@
 mod linux;
 #[cfg(target_os = "linux")]
 pub use linux::{
-    domain, machine, plugin, power, processes, proxies, resources, sessions, sockets, units,
+    domain, kerberos, machine, plugin, power, processes, proxies, resources, sessions, sockets,
+    units,
 };

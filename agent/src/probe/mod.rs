@@ -5,6 +5,7 @@
 pub mod dns;
 pub mod hosts_file;
 pub mod http;
+pub mod ldap;
 pub mod listener;
 pub mod rdp;
 pub mod tcp;

@@ -6,6 +6,8 @@ use super::machine::read_small;
 
 /// A keytab holds a few keys per principal; a larger file is none.
 const MAX_KEYTAB_BYTES: u64 = 1 << 20;
+/// Principals that are kept: a machine has `HOST$` and a few of `host/...`.
+const MAX_PRINCIPALS: usize = 16;
 
 /// What the machine's own keys say.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,11 +22,24 @@ pub enum Keytab {
     Realms(BTreeSet<String>),
 }
 
+/// A principal of the machine, and the newest of its keys.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MachineKey {
+    /// `VDI-01$` or `host/vdi-01.example.org`.
+    pub name: String,
+    /// Its realm.
+    pub realm: String,
+    /// Number of its newest key.
+    pub newest: u32,
+}
+
 /// Traces of a domain.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DomainTraces {
     /// The machine's keys.
     pub keytab: Keytab,
+    /// Its principals.
+    pub principals: Vec<MachineKey>,
     /// Domains that sssd is set up for.
     pub sssd: BTreeSet<String>,
     /// sssd's settings are there and may not be read.
@@ -54,8 +69,10 @@ pub fn traces(root: &Path) -> DomainTraces {
             error.kind() == io::ErrorKind::PermissionDenied,
         ),
     };
+    let (keytab, principals) = keytab(&root.join("etc/krb5.keytab"));
     DomainTraces {
-        keytab: keytab(&root.join("etc/krb5.keytab")),
+        keytab,
+        principals,
         sssd,
         sssd_unreadable,
         winbind: read_small(&root.join("etc/samba/smb.conf"))
@@ -70,25 +87,34 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(read_small(path).unwrap_or_default())
 }
 
-fn keytab(path: &Path) -> Keytab {
+fn keytab(path: &Path) -> (Keytab, Vec<MachineKey>) {
     use io::Read as _;
     let file = match fs::File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Keytab::Missing,
-        Err(_) => return Keytab::Unreadable,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return (Keytab::Missing, Vec::new());
+        }
+        Err(_) => return (Keytab::Unreadable, Vec::new()),
     };
     let mut bytes = Vec::new();
     if file.take(MAX_KEYTAB_BYTES).read_to_end(&mut bytes).is_err() {
-        return Keytab::Unreadable;
+        return (Keytab::Unreadable, Vec::new());
     }
-    machine_realms(&bytes).map_or(Keytab::Damaged, Keytab::Realms)
+    match machine_keys(&bytes) {
+        Some(keys) => {
+            let realms = keys.iter().map(|key| key.realm.clone()).collect();
+            (Keytab::Realms(realms), keys)
+        }
+        None => (Keytab::Damaged, Vec::new()),
+    }
 }
 
-/// Realms of the machine's principals in an MIT keytab of version 2: after the two bytes 05 02,
-/// entries of a length (negative for a hole), a count of components, the realm, the components.
-fn machine_realms(bytes: &[u8]) -> Option<BTreeSet<String>> {
+/// The machine's principals in an MIT keytab of version 2: after the two bytes 05 02, entries of a
+/// length (negative for a hole), a count of components, the realm, the components, name type, time,
+/// key number in a byte, key type, key, and the key number in four bytes where one byte is too few.
+fn machine_keys(bytes: &[u8]) -> Option<Vec<MachineKey>> {
     let mut rest = bytes.strip_prefix(&[5, 2])?;
-    let mut realms = BTreeSet::new();
+    let mut keys: Vec<MachineKey> = Vec::new();
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let length = i32::from_be_bytes(*length);
         let size = usize::try_from(length.unsigned_abs()).ok()?;
@@ -100,18 +126,42 @@ fn machine_realms(bytes: &[u8]) -> Option<BTreeSet<String>> {
         if length < 0 {
             continue;
         }
-        let (count, mut entry) = entry.split_first_chunk::<2>()?;
-        let realm = counted(&mut entry)?;
-        let first = if u16::from_be_bytes(*count) > 0 {
-            counted(&mut entry)?
-        } else {
-            String::new()
-        };
-        if first.ends_with('$') || first.eq_ignore_ascii_case("host") {
-            realms.insert(realm);
+        let key = key(entry)?;
+        let first = key.name.split('/').next().unwrap_or_default();
+        if !(first.ends_with('$') || first.eq_ignore_ascii_case("host")) {
+            continue;
+        }
+        let same = |known: &MachineKey| known.name == key.name && known.realm == key.realm;
+        if let Some(at) = keys.iter().position(same) {
+            keys[at].newest = keys[at].newest.max(key.newest);
+        } else if keys.len() < MAX_PRINCIPALS {
+            keys.push(key);
         }
     }
-    Some(realms)
+    Some(keys)
+}
+
+fn key(entry: &[u8]) -> Option<MachineKey> {
+    let (count, mut entry) = entry.split_first_chunk::<2>()?;
+    let realm = counted(&mut entry)?;
+    let components: Option<Vec<_>> = (0..u16::from_be_bytes(*count))
+        .map(|_| counted(&mut entry))
+        .collect();
+    // Name type and time.
+    let (_, after) = entry.split_at_checked(8)?;
+    let (&short, after) = after.split_first()?;
+    let (_, mut after) = after.split_at_checked(2)?;
+    counted(&mut after)?;
+    let long = after
+        .first_chunk::<4>()
+        .map(|bytes| u32::from_be_bytes(*bytes));
+    Some(MachineKey {
+        name: components?.join("/"),
+        realm,
+        newest: long
+            .filter(|long| *long != 0)
+            .unwrap_or_else(|| short.into()),
+    })
 }
 
 fn counted(bytes: &mut &[u8]) -> Option<String> {
@@ -162,7 +212,7 @@ mod tests {
     use super::*;
 
     /// One keytab entry for `components@realm`, as `ktutil` writes it.
-    fn entry(realm: &str, components: &[&str]) -> Vec<u8> {
+    fn entry(realm: &str, components: &[&str], kvno: u8) -> Vec<u8> {
         let text = |text: &str| {
             let mut bytes = u16::try_from(text.len()).unwrap().to_be_bytes().to_vec();
             bytes.extend(text.as_bytes());
@@ -176,7 +226,7 @@ mod tests {
         for component in components {
             body.extend(text(component));
         }
-        body.extend([0; 30]);
+        body.extend([0, 0, 0, 1, 0, 0, 0, 0, kvno, 0, 18, 0, 2, 0xaa, 0xbb]);
         let mut whole = i32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
         whole.extend(body);
         whole
@@ -187,28 +237,37 @@ mod tests {
     }
 
     #[test]
-    fn realms_of_the_machine_are_read_from_its_keytab() {
+    fn principals_of_the_machine_are_read_from_its_keytab() {
         let hole = [(-4_i32).to_be_bytes().to_vec(), vec![0; 4]].concat();
         let bytes = keytab_of(&[
-            entry("EXAMPLE.ORG", &["host", "vdi-01.example.org"]),
+            entry("EXAMPLE.ORG", &["host", "vdi-01.example.org"], 3),
             hole,
-            entry("EXAMPLE.ORG", &["VDI-01$"]),
-            entry("OTHER.ORG", &["HTTP", "www.other.org"]),
+            entry("EXAMPLE.ORG", &["VDI-01$"], 3),
+            entry("EXAMPLE.ORG", &["VDI-01$"], 4),
+            entry("OTHER.ORG", &["HTTP", "www.other.org"], 3),
         ]);
+        let keys = machine_keys(&bytes).unwrap();
+        let shown: Vec<_> = keys
+            .iter()
+            .map(|key| (&*key.name, &*key.realm, key.newest))
+            .collect();
         assert_eq!(
-            machine_realms(&bytes).unwrap(),
-            BTreeSet::from(["EXAMPLE.ORG".to_owned()])
+            shown,
+            [
+                ("host/vdi-01.example.org", "EXAMPLE.ORG", 3),
+                ("VDI-01$", "EXAMPLE.ORG", 4)
+            ]
         );
     }
 
     #[test]
     fn damaged_keytabs_never_panic() {
-        let whole = keytab_of(&[entry("EXAMPLE.ORG", &["VDI-01$"])]);
+        let whole = keytab_of(&[entry("EXAMPLE.ORG", &["VDI-01$"], 3)]);
         for cut in 0..whole.len() {
-            let _ = machine_realms(&whole[..cut]);
+            let _ = machine_keys(&whole[..cut]);
         }
-        assert_eq!(machine_realms(b"not a keytab"), None);
-        assert_eq!(machine_realms(&[5, 2, 0, 0, 0, 3, 0xff, 0xff, 0xff]), None);
+        assert_eq!(machine_keys(b"not a keytab"), None);
+        assert_eq!(machine_keys(&[5, 2, 0, 0, 0, 3, 0xff, 0xff, 0xff]), None);
     }
 
     #[test]
@@ -230,7 +289,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         assert!(traces(root.path()).is_empty());
         fs::create_dir_all(root.path().join("etc")).unwrap();
-        let bytes = keytab_of(&[entry("EXAMPLE.ORG", &["VDI-01$"])]);
+        let bytes = keytab_of(&[entry("EXAMPLE.ORG", &["VDI-01$"], 3)]);
         fs::write(root.path().join("etc/krb5.keytab"), bytes).unwrap();
         let found = traces(root.path());
         assert_eq!(

@@ -2,6 +2,7 @@
 
 mod bus;
 pub mod domain;
+pub mod kerberos;
 pub mod machine;
 pub mod plugin;
 pub mod power;

@@ -1,5 +1,7 @@
 //! Running processes.
 
+use std::path::PathBuf;
+
 use super::sockets::Owner;
 
 /// The kernel keeps this many bytes of a program's name.
@@ -20,6 +22,24 @@ pub fn running(names: &[&str]) -> Result<Option<Owner>, procfs::ProcError> {
             return Ok(Some(Owner {
                 pid: process.pid(),
                 name: (*name).to_owned(),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// The first process that runs one of these files. One of another user is visible to root alone.
+/// Blocks while the kernel lists them.
+///
+/// # Errors
+/// If /proc cannot be read.
+pub fn executing(files: &[PathBuf]) -> Result<Option<Owner>, procfs::ProcError> {
+    for process in procfs::process::all_processes()?.filter_map(Result::ok) {
+        let Ok(file) = process.exe() else { continue };
+        if files.contains(&file) {
+            return Ok(Some(Owner {
+                pid: process.pid(),
+                name: file.display().to_string(),
             }));
         }
     }
