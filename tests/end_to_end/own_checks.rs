@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use muster_proto::v1::{Confidence, HostStatus};
+use muster_proto::v1::{Confidence, HostStatus, Verdict};
 use muster_tests::{
     agent::Agent,
     broker::{Broker, describe},
@@ -209,6 +209,78 @@ async fn a_plugin_ends_with_an_agent_that_is_killed() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn a_policy_weighs_own_checks_by_name_and_cannot_make_one() -> Result<()> {
+    let broker = Broker::start().await?;
+    let machine = Machine::new("desk-1").await?;
+    let raid = machine.plugin(
+        "raid",
+        "[ -e SAID/mended ] && exit 0; echo degraded; exit 2",
+    )?;
+    let keys = format!("kind = 'exec'\ncommand = {raid:?}\ninterval = '300ms'");
+    machine.check("raid", &keys)?;
+    let _agent = machine.run(&broker, "desk-1").await?;
+    let assisted = |verdict: &Verdict| verdict.status() == HostStatus::NeedsAssistance;
+    broker
+        .verdict_until("desk-1", "the degraded array", assisted)
+        .await?;
+
+    let file = machine.folder.path().join("policy.toml");
+    let set = async |text: &str| {
+        fs::write(&file, text)?;
+        let file = file.display().to_string();
+        broker
+            .cli(&["pool", "set", "default", &file, "--force"])
+            .await
+    };
+    let fatal = "[[check]]\nname = 'raid'\nseverity = 'fatal'\n";
+    for key in [
+        "command = '/bin/true'",
+        "args = []",
+        "path = '/'",
+        "kind = 'exec'",
+    ] {
+        let output = set(&format!("{fatal}{key}\n")).await?;
+        ensure!(
+            output.code != Some(0) && output.stderr.contains("unknown key"),
+            "{output:?}"
+        );
+    }
+    let output = set(&format!("{fatal}[[check]]\nname = 'ghost'\nseverity = 'fatal'\n")).await?;
+    ensure!(output.code == Some(0), "{output:?}");
+    let broken = broker
+        .verdict_until("desk-1", "unavailable", |verdict| {
+            verdict.status() == HostStatus::Unavailable && has_reason(verdict, "FATAL_CHECK_FAILED")
+        })
+        .await?;
+    let reason = broken
+        .reasons
+        .iter()
+        .find(|reason| reason.subject == "raid");
+    ensure!(
+        reason.is_some_and(|reason| reason.message.contains("degraded")),
+        "{}",
+        describe(&broken)
+    );
+    wait::until("the check that no host has", wait::PATIENCE, async || {
+        let host = broker.json(&["host", "desk-1"]).await?;
+        let checks = host["checks"].as_array().context("checks")?;
+        let ghost = checks.iter().find(|check| check["name"] == "ghost");
+        let ghost = ghost.with_context(|| host.to_string())?;
+        ensure!(ghost["outcome"] == "unknown", "{ghost}");
+        ensure!(ghost["unknown_cause"] == "unsupported", "{ghost}");
+        Ok(())
+    })
+    .await?;
+    machine.say("mended")?;
+    broker
+        .verdict_until("desk-1", "connectable again", |verdict| {
+            verdict.connectable_new
+        })
+        .await?;
+    Ok(())
 }
 
 #[tokio::test]
