@@ -248,7 +248,10 @@ async fn a_policy_weighs_own_checks_by_name_and_cannot_make_one() -> Result<()> 
             "{output:?}"
         );
     }
-    let output = set(&format!("{fatal}[[check]]\nname = 'ghost'\nseverity = 'fatal'\n")).await?;
+    let output = set(&format!(
+        "{fatal}[[check]]\nname = 'ghost'\nseverity = 'fatal'\n"
+    ))
+    .await?;
     ensure!(output.code == Some(0), "{output:?}");
     let broken = broker
         .verdict_until("desk-1", "unavailable", |verdict| {

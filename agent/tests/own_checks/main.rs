@@ -206,7 +206,7 @@ async fn exit_codes_and_words_are_those_of_the_protocol() {
             "{text}: {seen:?}"
         );
         assert_eq!(seen.findings[0].code, code);
-        assert!(seen.findings[0].remedy.is_some());
+        assert_eq!(seen.findings[0].remedy.is_some(), outcome != Outcome::Pass);
     }
     let seen = machine
         .check("command = '/no/such/plugin'\nargs = ['hunter2']", LONG)

@@ -175,7 +175,7 @@ impl Exec {
             code: code.to_owned(),
             message,
             steps,
-            remedy: Some(remedy(place, program, &ending.how)),
+            remedy: (outcome != Outcome::Pass).then(|| remedy(place, program, &ending.how)),
         });
         remember(&mut seen, ending.killed, &ending.left);
         seen
