@@ -145,3 +145,32 @@ async fn a_goodbye_in_a_session_that_was_replaced_was_acknowledged() -> Result<(
     let status = old.refused().await?;
     assert_refused(&status, Code::Aborted, "SESSION_REPLACED")
 }
+
+#[tokio::test]
+async fn one_host_could_fill_the_broker_with_streams_that_say_nothing() -> Result<()> {
+    let broker = Broker::start().await?;
+    let token = broker.token("default", None, 1).await?;
+    let host = broker.way_in().enrol(&token, "host-1").await?;
+    let channel = host.connect().await?;
+    let mut open = Vec::new();
+    let refused = loop {
+        let (tx, messages) = mpsc::channel::<AgentMessage>(4);
+        let mut client = AgentServiceClient::new(channel.clone());
+        match client.session(ReceiverStream::new(messages)).await {
+            Ok(answers) => open.push((tx, answers)),
+            Err(status) => break status,
+        }
+        ensure!(open.len() <= 4, "{} silent streams", open.len());
+    };
+    assert_refused(&refused, Code::ResourceExhausted, "BROKER_BUSY")?;
+    drop(open);
+    // And the host gets in again once they are gone.
+    wait::until("a place to be free", wait::PATIENCE, || {
+        let channel = channel.clone();
+        async move {
+            Session::hello(channel, plain_hello("boot")).await?;
+            Ok(())
+        }
+    })
+    .await
+}

@@ -16,8 +16,10 @@ use muster_runtime::{config::HumanDuration, shutdown::Shutdown, telemetry};
 
 use crate::{Config, serve};
 
-/// Exit code of a wrong command line, as sysexits.h has it.
+/// Exit codes of a wrong command line and of a wrong configuration, as sysexits.h has them. The
+/// service manager does not start the broker again after either.
 const USAGE: u8 = 64;
+const CONFIGURATION: u8 = 78;
 
 /// Keeps the status of a fleet of session hosts and answers whether each is connectable.
 #[derive(Debug, Parser)]
@@ -359,5 +361,5 @@ fn load(global: &Global) -> Result<Config, Failure> {
         Some(path) => (path, true),
         None => (&usual, false),
     };
-    Ok(Config::load(path, required)?)
+    Config::load(path, required).map_err(|error| Failure::from(error).coded(CONFIGURATION))
 }

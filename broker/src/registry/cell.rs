@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -95,6 +95,16 @@ struct Handle {
     mailbox: Arc<Mailbox>,
 }
 
+/// A place for a stream that has not said Hello; free again when it is dropped.
+#[derive(Debug)]
+pub struct Ungreeted(Arc<AtomicUsize>);
+
+impl Drop for Ungreeted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// One host.
 pub struct Cell {
     host: Mutex<Host>,
@@ -103,6 +113,8 @@ pub struct Cell {
     policy: ArcSwap<PoolPolicy>,
     /// Wakes whoever waits for a report.
     reported: Notify,
+    /// Streams that have not said Hello.
+    ungreeted: Arc<AtomicUsize>,
     retired: AtomicBool,
 }
 
@@ -129,6 +141,7 @@ impl Cell {
             session: Mutex::default(),
             policy: ArcSwap::new(policy),
             reported: Notify::new(),
+            ungreeted: Arc::default(),
             retired: AtomicBool::new(false),
         }
     }
@@ -173,6 +186,14 @@ impl Cell {
     #[must_use]
     pub fn reported(&self) -> &Notify {
         &self.reported
+    }
+
+    /// A place for a stream that has not said Hello; none if the host has `most` of them.
+    #[must_use]
+    pub fn ungreeted(&self, most: usize) -> Option<Ungreeted> {
+        // Counted first, so that of two at once one sees the other.
+        let place = Ungreeted(self.ungreeted.clone());
+        (self.ungreeted.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
     }
 
     /// Registers the session that now speaks for the host; the one before it ends. None if a

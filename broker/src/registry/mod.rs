@@ -30,7 +30,7 @@ use muster_runtime::clock;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-pub use cell::{Cell, Mailbox, Published, SessionEnd, SessionWord};
+pub use cell::{Cell, Mailbox, Published, SessionEnd, SessionWord, Ungreeted};
 pub use log::{Change, ChangeLog, Gone, What};
 pub use ticker::{Progress, run_ticker};
 use unheard::Unheard;

@@ -27,7 +27,7 @@ use tokio::time::Sleep;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{access::Caller, refuse};
-use crate::registry::{Cell, Mailbox, Outcome, Registry, SessionEnd, SessionWord};
+use crate::registry::{Cell, Mailbox, Outcome, Registry, SessionEnd, SessionWord, Ungreeted};
 
 /// An agent message at most: 64 checks of 4 KiB.
 pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
@@ -37,6 +37,8 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const ACKS_MAX: usize = 32;
 /// Live sessions: ten times the fleet that was measured on one broker.
 const SESSIONS_MAX: usize = 30_000;
+/// Streams of one host that have not said Hello: its agent has one, a reconnect perhaps two.
+const UNGREETED_MAX: usize = 4;
 /// First try to reconnect is at random within this time, for each 1,000 hosts a second more.
 const RECONNECT_SPREAD: Duration = Duration::from_secs(1);
 const RECONNECT_SPREAD_MAX: Duration = Duration::from_secs(30);
@@ -103,6 +105,11 @@ impl v1::agent_service_server::AgentService for AgentEdge {
             );
             refuse(&self.registry, refusal)
         })?;
+        let Some(ungreeted) = cell.ungreeted(UNGREETED_MAX) else {
+            let message = format!("{UNGREETED_MAX} streams of this host have not said Hello yet");
+            let refusal = Refusal::new(refusal::BROKER_BUSY, message);
+            return Err(refuse(&self.registry, refusal.retry_after(HELLO_WITHIN)));
+        };
         if self.sessions.fetch_add(1, Ordering::Relaxed) >= SESSIONS_MAX {
             self.sessions.fetch_sub(1, Ordering::Relaxed);
             let message = format!("this broker holds {SESSIONS_MAX} sessions, and takes no more");
@@ -120,6 +127,7 @@ impl v1::agent_service_server::AgentService for AgentEdge {
             inbound: Some(request.into_inner()),
             epoch: None,
             mailbox: None,
+            ungreeted: Some(ungreeted),
             hello_by: Some(Box::pin(tokio::time::sleep(HELLO_WITHIN))),
             outbox: VecDeque::new(),
             acks: FuturesUnordered::new(),
@@ -140,6 +148,8 @@ struct Session {
     inbound: Option<Streaming<v1::AgentMessage>>,
     /// Set by Hello.
     epoch: Option<Epoch>,
+    /// Until Hello: one of the few places for streams that have not said it.
+    ungreeted: Option<Ungreeted>,
     /// What the broker wants; set by Hello.
     mailbox: Option<Arc<Mailbox>>,
     /// Until Hello.
@@ -311,11 +321,13 @@ impl Session {
         };
         self.mailbox = Some(mailbox);
         self.hello_by = None;
+        self.ungreeted = None;
         self.epoch = Some(epoch);
         let pace = registry.pace();
-        let peer_address = self
-            .address
-            .map_or_else(String::new, |address| address.to_string());
+        let peer_address = self.address.map_or_else(String::new, |address| {
+            // An IPv4 host is shown as one, whatever socket it came through.
+            SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
+        });
         let identity = self.cell.published().snapshot.facts.identity.clone();
         tracing::debug!(
             host.name = %identity.name,
