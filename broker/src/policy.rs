@@ -270,6 +270,16 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_policy_is_one() {
+        let sample = include_str!("../../deploy/pools/desks.toml");
+        let policy = parse(Path::new("desks.toml"), sample).unwrap();
+        assert_eq!(
+            (policy.max_sessions, policy.urls.len(), policy.paces.len()),
+            (Some(12), 1, 1)
+        );
+    }
+
+    #[test]
     fn errors_name_the_line_the_key_and_what_is_allowed() {
         let error = wrong("max_sesions = 1");
         assert!(
