@@ -1,0 +1,73 @@
+//! `docs/checks.md` has every cause that the checks tell, and names tests that exist.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use anyhow::{Result, ensure};
+use muster_tests::binaries::repository;
+
+const CHECKS: [&str; 6] = [
+    "session_listener",
+    "domain",
+    "domain_reachable",
+    "monitoring_agent",
+    "metadata_service",
+    "urls",
+];
+
+/// Words of this shape that are no cause, or stand for success alone.
+const OTHERS: [&str; 1] = ["CARGO_PKG_VERSION"];
+
+fn is_code(text: &str) -> bool {
+    text.contains('_') && text.len() > 6 && text.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+}
+
+/// Codes in the source at `path`, without its tests.
+fn codes(path: &Path) -> Result<BTreeSet<String>> {
+    let text = fs::read_to_string(path)?;
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let literals = code.split('"');
+    let found = literals.filter(|text| is_code(text) && !OTHERS.contains(text));
+    Ok(found.map(str::to_owned).collect())
+}
+
+#[test]
+fn the_table_of_checks_is_the_codes() -> Result<()> {
+    let source = repository().join("agent/src");
+    let mut told = BTreeSet::new();
+    for check in CHECKS {
+        told.append(&mut codes(&source.join(format!("checks/{check}.rs")))?);
+    }
+    for probe in fs::read_dir(source.join("probe"))? {
+        told.append(&mut codes(&probe?.path())?);
+    }
+    let mut tests = String::new();
+    for module in fs::read_dir(repository().join("tests/end_to_end/checks"))? {
+        tests += &fs::read_to_string(module?.path())?;
+    }
+    let document = fs::read_to_string(repository().join("docs/checks.md"))?;
+    let mut documented = BTreeSet::new();
+    let mut shown = 0;
+    for row in document
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains("| `"))
+    {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        ensure!(cells.len() == 7 && CHECKS.contains(&cells[0]), "{row}");
+        documented.insert(cells[1].trim_matches('`').to_owned());
+        let test = cells[6].trim_matches(['`', ' ', '|']);
+        if test != "-" {
+            ensure!(
+                tests.contains(&format!("fn {test}(")),
+                "there is no test {test}"
+            );
+            shown += 1;
+        }
+    }
+    let difference: Vec<_> = told.symmetric_difference(&documented).collect();
+    ensure!(
+        difference.is_empty(),
+        "in the code or in the table alone: {difference:?}"
+    );
+    ensure!(shown >= 30, "only {shown} causes are shown by tests");
+    Ok(())
+}
