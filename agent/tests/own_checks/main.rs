@@ -251,6 +251,18 @@ async fn a_plugin_has_the_rights_and_the_surroundings_that_it_should() {
 }
 
 #[tokio::test]
+async fn a_plugin_that_others_can_change_does_not_run() {
+    let machine = Machine::new();
+    let keys = machine.script("echo $$ > SAID/ran; echo fine");
+    machine.open_to_all();
+    let seen = machine.check(&keys, LONG).await;
+    let found = (seen.outcome, &*seen.findings[0].code);
+    assert_eq!(found, (UNKNOWN, "PLUGIN_EXPOSED"));
+    assert!(seen.message.contains("mode 0777"), "{}", seen.message);
+    assert!(!machine.said("ran").exists());
+}
+
+#[tokio::test]
 async fn the_plugins_of_debian_work_as_they_are() {
     assert!(
         Path::new(PLUGINS).join("check_dummy").exists(),

@@ -4,7 +4,7 @@
 //! started outlives its run: see [`plugin`]. The program and its arguments stand in this machine's
 //! own file alone; arguments are never told, because they may hold a password.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{os::unix::fs::MetadataExt as _, path::PathBuf, process::Stdio, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use muster_core::{
@@ -16,7 +16,9 @@ use tokio::{
     process::Command,
 };
 
-use super::{Definition, Place, Wrong, cannot_run, definition, file_fresh::wrong_path, nagios};
+use super::{
+    Definition, OneAtATime, Place, Wrong, cannot_run, definition, file_fresh::wrong_path, nagios,
+};
 use crate::platform::plugin::{self, Account, Ending, How, Order};
 
 /// Who plugins run as where the agent is root.
@@ -36,6 +38,8 @@ definition! {
         args: Vec<String>,
         /// User that it runs as.
         user: Option<String>,
+        #[serde(skip)]
+        asked: OneAtATime,
     }
 }
 
@@ -72,12 +76,21 @@ impl Exec {
                 );
             }
         };
+        if let Some(problem) = self.exposed(account, place.budget / 10).await {
+            return cannot_run(
+                &program,
+                "PLUGIN_EXPOSED",
+                problem,
+                Remedy::text("See who changed it, then let nobody else write it.")
+                    .command(format!("chown root {program} && chmod go-w {program}")),
+            );
+        }
         let order = Order {
             program: self.command.clone(),
             arguments: self.args.clone(),
             account,
             // The rest is for killing what it leaves, and for telling so.
-            limit: place.budget * 9 / 10,
+            limit: place.budget * 8 / 10,
             lock: Some(place.locks.join(format!("{}.lock", place.name))),
             mark: uuid::Uuid::from_u128(rand::random()).to_string(),
         };
@@ -116,6 +129,27 @@ impl Exec {
             return Err(format!("only root can run a program as {wanted}"));
         }
         Ok(Some(account))
+    }
+
+    /// Why somebody else could decide what runs here; none where nobody can, or where there is no
+    /// program, which its start tells better.
+    async fn exposed(&self, account: Option<Account>, limit: Duration) -> Option<String> {
+        let command = self.command.clone();
+        let asked = self.asked.ask(limit, move || std::fs::metadata(command));
+        let metadata = match asked.await {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => return Some(format!("who can change it cannot be told: {error}")),
+        };
+        let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+        let me = plugin::own_user();
+        let is_own = owner == 0 || owner == me || account.is_some_and(|it| it.uid == owner);
+        (!is_own || mode & 0o022 != 0).then(|| {
+            format!(
+                "{} belongs to user {owner} and has mode {mode:04o}: others could change it",
+                self.command.display()
+            )
+        })
     }
 
     fn judge(&self, place: &Place, program: &str, limit: Duration, ending: &Ending) -> Observation {
