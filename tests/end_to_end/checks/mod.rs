@@ -233,6 +233,7 @@ impl Authority {
 }
 
 /// When a certificate ends.
+#[derive(Clone, Copy)]
 pub(super) enum Until {
     Past,
     Days(i64),
