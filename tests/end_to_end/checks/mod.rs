@@ -38,7 +38,9 @@ set -eu
 ip link set lo up
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /var/log
-mkdir -p /run/sshd /run/lock
+mkdir -p /run/sshd /run/lock /run/etc/upper /run/etc/work
+# Nothing of this machine's own settings is written to.
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work /etc
 unset http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY
 until_true() {
     for _ in $(seq 400); do if "$@" 2>/dev/null; then return 0; fi; sleep 0.05; done
