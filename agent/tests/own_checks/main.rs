@@ -288,9 +288,10 @@ async fn the_plugins_of_debian_work_as_they_are() {
         ("check_procs", "'-c', '1:'", Outcome::Pass, "PROCS OK"),
         (
             "check_disk",
-            "'-w', '0%', '-c', '0%', '-p', '/'",
-            Outcome::Pass,
-            "DISK OK",
+            // It finds file systems in /etc/mtab, which a bare root does not have.
+            "'-w', '0%', '-c', '0%', '-p', '/nonexistent'",
+            Outcome::Fail,
+            "DISK CRITICAL",
         ),
         (
             "check_tcp",
