@@ -136,7 +136,7 @@ async fn a_failed_upgrade_without_a_version_was_acknowledged_and_dropped() -> Re
 }
 
 #[tokio::test]
-async fn a_goodbye_in_a_session_that_was_replaced_was_acknowledged() -> Result<()> {
+async fn a_session_that_was_replaced_is_told_so() -> Result<()> {
     let broker = Broker::start().await?;
     let token = broker.token("default", None, 1).await?;
     let host = broker.way_in().enrol(&token, "host-1").await?;
