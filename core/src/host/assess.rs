@@ -4,7 +4,10 @@
 //! a conjunction of their own and are never read off the label alone.
 
 use super::{
-    Context, Facts, Link, Power, Presence, Upgrade, facts::severity_of, limits, presence::presence,
+    Context, Facts, Hold, HoldAnswers, Link, Power, Presence, Upgrade,
+    facts::severity_of,
+    limits,
+    presence::{hold_in_force, presence},
     reasons::reasons,
 };
 use crate::model::{
@@ -32,6 +35,8 @@ pub(super) struct View<'a> {
     pub(super) context: &'a Context<'a>,
     pub(super) presence: Presence,
     pub(super) settled: bool,
+    /// The hold that alone keeps the host from being absent.
+    pub(super) hold: Option<&'a Hold>,
     /// Checks with their judged outcome and what it means.
     pub(super) checks: Vec<Judged<'a>>,
     pub(super) upgrade: UpgradeView<'a>,
@@ -75,6 +80,7 @@ impl<'a> View<'a> {
             facts,
             context,
             presence,
+            hold: hold_in_force(facts, context),
             settled: !presence.is_absent()
                 && facts.health.is_settled(context.policy, context.now.wall),
             checks: judged_checks(facts, context, presence),
@@ -215,7 +221,7 @@ fn status(view: &View<'_>) -> Status {
         return Status::UpgradeFailed;
     }
     // 6: something non-fatal.
-    if view.any_bad(Severity::NonFatal) {
+    if view.any_bad(Severity::NonFatal) || view.facts.conflict.is_some() {
         return Status::NeedsAssistance;
     }
     // 7
@@ -241,11 +247,17 @@ fn connectable_reconnect(view: &View<'_>, status: Status) -> bool {
 
 /// Connectable for a new session: all of the above, and room for one more.
 fn connectable_new(view: &View<'_>, status: Status) -> bool {
+    let (imposed, now) = (&view.facts.imposed, view.context.now.mono);
     let upgrading_accepts = status != Status::Upgrading
         || view.context.policy.upgrading_accepts == UpgradingAccepts::All;
     connectable_reconnect(view, status)
         && upgrading_accepts
         && view.drains().next().is_none()
+        && view
+            .hold
+            .is_none_or(|hold| hold.answers == HoldAnswers::AsBefore)
+        && imposed.held_down_at(now).is_none()
+        && imposed.outside_at(now).is_none_or(|view| !view.refuses_new)
         && !view.at_session_limit()
 }
 

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Drain;
+use super::{Conviction, Drain, Imposed, Standing};
 use crate::model::{
-    CheckResult, Epoch, Listener, Mono, PowerAnnouncement, SessionCounts, Transition,
+    CheckResult, Epoch, Listener, Mono, PowerAnnouncement, ResumeToken, SessionCounts, Transition,
     UpgradeAnnouncement,
 };
 
@@ -17,6 +17,8 @@ pub struct Hello {
     pub boot_id: Arc<str>,
     /// Random per process of the agent.
     pub instance_id: Arc<str>,
+    /// Token of the Welcome that it heard last.
+    pub resume_token: Option<ResumeToken>,
     /// Operating system, for people.
     pub os: Arc<str>,
     /// Addresses as the host sees them.
@@ -68,7 +70,8 @@ pub struct Report {
 /// Everything that can happen to a host.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
-    /// A session was accepted: its epoch is higher than every earlier one of this host.
+    /// An agent asks for a session. Its epoch is higher than every earlier one of this host;
+    /// `Effects::admission` says whether it is taken.
     Opened {
         /// The session's epoch.
         epoch: Epoch,
@@ -78,6 +81,10 @@ pub enum Event {
         terms: Terms,
         /// Address that the session came from.
         peer_address: Arc<str>,
+        /// That address is one of this very machine.
+        is_local: bool,
+        /// Random: the token that Welcome will bring.
+        token: ResumeToken,
     },
     /// Still here.
     Beat(Epoch, Beat),
@@ -97,6 +104,15 @@ pub enum Event {
     Undrain(Undrain),
     /// The pool's policy changed.
     PolicyChanged,
+    /// The rules of the fleet impose this from now on, and nothing else.
+    Imposed(Arc<Imposed>),
+    /// The broker's own dials found nobody where the host used to answer.
+    Convicted(Conviction),
+    /// An operator decided whom to believe: the incumbent, or the newcomer that is refused.
+    Trust {
+        /// The newcomer.
+        newcomer: bool,
+    },
     /// The broker itself was stopped for so long that it knows nothing of the present: the same
     /// as a restart.
     BrokerStalled {
@@ -138,9 +154,29 @@ impl Event {
             Self::Drain(_) => "drain",
             Self::Undrain(_) => "undrain",
             Self::PolicyChanged => "policy",
+            Self::Imposed(_) => "fleet",
+            Self::Convicted(_) => "probe",
+            Self::Trust { .. } => "trust",
             Self::BrokerStalled { .. } => "broker_stalled",
         }
     }
+}
+
+/// What becomes of a session that an agent asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Admission {
+    /// It speaks for the host from now on.
+    Accepted,
+    /// Somebody else speaks for the host, and is asked whether it is alive.
+    InUse {
+        /// When asking again makes sense.
+        retry_after: Duration,
+    },
+    /// Somebody else speaks for the host, and is alive.
+    Conflict {
+        /// When asking again makes sense: not soon.
+        retry_after: Duration,
+    },
 }
 
 /// What is to be done after an event.
@@ -157,6 +193,12 @@ pub struct Effects {
     pub persist: bool,
     /// What operators decided must be stored: a drain ended by itself, or was set.
     pub persist_admin: bool,
+    /// What became of `Event::Opened`.
+    pub admission: Option<Admission>,
+    /// The session that speaks now must show that it is alive: by any word.
+    pub challenge: bool,
+    /// How the host stands, if that changed.
+    pub standing: Option<Standing>,
     /// The agent must send a full report.
     pub resync: Option<&'static str>,
     /// The agent must run its checks now.

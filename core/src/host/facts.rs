@@ -8,10 +8,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::limits;
+use super::{Imposed, limits};
 use crate::model::{
     CheckName, CheckResult, Epoch, HostId, HostName, Leave, Listener, Mono, Outcome, PoolName,
-    PoolPolicy, SessionCounts, Severity, UnknownCause, UpgradeAttempt,
+    PoolPolicy, ResumeToken, SessionCounts, Severity, UnknownCause, UpgradeAttempt,
 };
 
 /// All facts of one host.
@@ -25,6 +25,14 @@ pub struct Facts {
     pub link: Link,
     /// The live session, if any.
     pub session: Option<Session>,
+    /// Who may speak for it while its lease runs.
+    pub resume: Resume,
+    /// Another machine shows the same identity.
+    pub conflict: Option<Arc<Conflict>>,
+    /// What the rules of the whole fleet impose.
+    pub imposed: Arc<Imposed>,
+    /// What was seen when it was lost, step by step, where its silence alone is not all.
+    pub lost_evidence: Arc<[String]>,
     /// Last beat or report, or this broker's start; silence during an upgrade counts from here.
     pub last_word: Option<Mono>,
     /// What its checks found.
@@ -73,6 +81,9 @@ pub struct About {
     pub peer_address: Arc<str>,
     /// Policy that the agent applies.
     pub policy_revision: Arc<str>,
+    /// Its session comes from the machine that the broker runs on.
+    #[serde(default)]
+    pub is_local: bool,
 }
 
 /// Why a host counts as absent: the evidence that convicted it.
@@ -156,6 +167,52 @@ pub struct Session {
     pub sequence: u64,
     /// A full report arrived.
     pub reported: bool,
+}
+
+/// Tokens by which an agent shows that it is the one that was spoken to before.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Resume {
+    /// The token of the last Welcome.
+    pub current: Option<ResumeToken>,
+    /// The one before it: good until the agent has spoken since the last Welcome, which may have
+    /// been lost.
+    pub before: Option<ResumeToken>,
+    /// Process of the agent that was welcomed and has not spoken since.
+    pub unproven: Option<Arc<str>>,
+    /// Tokens that have been followed by a newer one: whoever presents one is a copy.
+    pub used: Arc<[ResumeToken]>,
+    /// A newcomer without a token waits for the proof of the one that speaks now.
+    pub challenge: Option<Challenge>,
+    /// Instances that an operator decided on: let in, and refused without further words.
+    pub trusted: Option<Arc<str>>,
+    /// See `trusted`.
+    pub distrusted: Option<Arc<str>>,
+}
+
+/// The incumbent was asked to show that it is alive.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Challenge {
+    /// Since when.
+    pub since: Mono,
+    /// It has spoken since.
+    pub proved: bool,
+}
+
+/// Two machines speak for one host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Conflict {
+    /// Since when.
+    pub since: Timestamp,
+    /// Forgotten at this instant unless the newcomer tries again.
+    pub until: Mono,
+    /// Address of the one that is heard.
+    pub incumbent: Arc<str>,
+    /// Address of the one that is refused.
+    pub newcomer: Arc<str>,
+    /// Process of the agent that is refused.
+    pub newcomer_instance: Arc<str>,
+    /// They run on the same boot of the same machine.
+    pub same_machine: bool,
 }
 
 /// What the checks found.

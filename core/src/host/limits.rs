@@ -18,6 +18,17 @@ pub const UPGRADE_ANNOUNCED_MAX: Duration = Duration::from_secs(3600);
 pub(super) const UPGRADE_SILENCE: Duration = Duration::from_secs(3 * 60);
 /// Attempts remembered as over by somebody's word.
 pub(super) const CLEARED_ATTEMPTS: usize = 8;
+/// How long an incumbent with an open stream has to show that it is alive: any word within it.
+pub(super) const PROOF_WITHIN: Duration = Duration::from_secs(5);
+/// A challenge this old is over: the newcomer went away.
+pub(super) const CHALLENGE_LASTS: Duration = Duration::from_secs(60);
+/// A copy that is refused need not hurry: an operator has to decide.
+pub(super) const CONFLICT_RETRY: Duration = Duration::from_secs(60);
+/// A conflict is shown this long after the last try: ten tries of a copy.
+pub(super) const CONFLICT_SHOWN: Duration = Duration::from_secs(10 * 60);
+/// Used tokens that are remembered: a copy is usually a few sessions old; older ones are strangers,
+/// and strangers wait for the incumbent's proof, which tells them apart too.
+pub(super) const USED_TOKENS: usize = 8;
 /// Drains of one host: operators, rollouts and a few tools.
 pub const DRAINS: usize = 8;
 /// How long a result may be said to be valid: a check's interval is at most a day.

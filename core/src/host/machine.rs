@@ -6,16 +6,19 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    About, AbsentWhy, Admin, Assessment, Beat, Context, Drain, Effects, Event, Facts, Health,
-    Heard, Hello, Identity, Link, Power, Report, Session, Terms, Undrain, Upgrade, assess,
+    About, AbsentWhy, Admin, Admission, Beat, Context, Conviction, Drain, Effects, Event, Facts,
+    Health, Heard, Hello, Identity, Link, Power, Report, Resume, Session, Standing, Terms, Undrain,
+    Upgrade, admission,
+    conclude::session_ends,
     health::{carry_results, take_results},
     limits,
-    presence::{Presence, loaded_until},
+    presence::{Presence, SuspectWhy, lost_since, presence},
+    standing::probe_target,
     upgrade,
 };
 use crate::model::{
-    Confidence, Epoch, Leave, Listener, Mono, Now, PowerAnnouncement, ReasonCode, Status,
-    Transition,
+    Confidence, Epoch, Leave, Listener, Mono, Now, PowerAnnouncement, ReasonCode, ResumeToken,
+    Status,
 };
 
 /// A host: its facts and what has been told about it.
@@ -23,6 +26,21 @@ use crate::model::{
 pub struct Host {
     pub(super) facts: Facts,
     pub(super) told: Told,
+    /// Counts what the rules of the fleet were told, so that it can be put in order.
+    pub(super) version: u64,
+    /// What the rules of the fleet were last told.
+    pub(super) stood: Option<Standing>,
+    /// Where the broker may dial it; worked out when what it rests on changes.
+    pub(super) target: Option<std::net::SocketAddr>,
+}
+
+/// What comes with a hello beside it.
+struct Opening {
+    epoch: Epoch,
+    terms: Terms,
+    peer_address: Arc<str>,
+    is_local: bool,
+    token: ResumeToken,
 }
 
 /// A copy of what answers rest on.
@@ -65,6 +83,10 @@ impl Host {
             about: Arc::new(About::default()),
             link: Link::NeverSeen,
             session: None,
+            resume: Resume::default(),
+            conflict: None,
+            imposed: Arc::default(),
+            lost_evidence: Arc::new([]),
             last_word: None,
             health: Health::nothing(context.now.mono, at),
             power: Power::Running,
@@ -88,6 +110,9 @@ impl Host {
                 confidence: Confidence::Absent,
                 confidence_reason: String::new(),
             },
+            version: 0,
+            stood: None,
+            target: None,
         };
         let mut effects = Effects::default();
         host.conclude("enrolled", context, &mut effects);
@@ -129,8 +154,17 @@ impl Host {
                 hello,
                 terms,
                 peer_address,
+                is_local,
+                token,
             } => {
-                self.open(epoch, hello, terms, &peer_address, context, &mut effects);
+                let opening = Opening {
+                    epoch,
+                    terms,
+                    peer_address,
+                    is_local,
+                    token,
+                };
+                self.open(opening, hello, context, &mut effects);
             }
             Event::Beat(epoch, beat) => self.beat(epoch, beat, context, &mut effects),
             Event::Report(epoch, report) => self.report(epoch, report, context, &mut effects),
@@ -143,7 +177,14 @@ impl Host {
             Event::Drain(drain) => self.drain(drain, &mut effects),
             Event::Undrain(which) => self.undrain(&which, &mut effects),
             // The policy stands in the context.
-            Event::PolicyChanged => {}
+            Event::PolicyChanged => self.target = probe_target(&self.facts, context.policy),
+            Event::Imposed(imposed) => {
+                self.facts.imposed = imposed;
+                // What only the hold before kept from being over is over now.
+                self.expire(context, &mut effects);
+            }
+            Event::Convicted(conviction) => self.convict(conviction, context, &mut effects),
+            Event::Trust { newcomer } => admission::trust(&mut self.facts, newcomer),
             Event::BrokerStalled { unheard_until } => {
                 self.broker_stalled(unheard_until, context.now.mono);
             }
@@ -161,24 +202,17 @@ impl Host {
     /// Applies the passing of time: what is over is over, whoever speaks next.
     fn expire(&mut self, context: &Context<'_>, effects: &mut Effects) {
         let now = context.now;
-        let lost = match self.facts.link {
-            Link::Heard(heard) if now.mono >= heard.lease_ends() => {
-                Some((AbsentWhy::LeaseOver, heard.lease_ends()))
-            }
-            Link::Loaded { .. } => match loaded_until(&self.facts.link, context) {
-                Some(ends) if now.mono < ends => None,
-                Some(ends) => Some((AbsentWhy::NotBackAfterRestart, ends)),
-                None => Some((AbsentWhy::NotBackAfterRestart, now.mono)),
-            },
-            Link::Heard(_) | Link::NeverSeen | Link::Lost { .. } => None,
-        };
-        if let Some((why, at)) = lost {
-            self.facts.link = Link::Lost {
-                why,
-                at: now.wall_at(at),
+        if let Some((why, at)) = lost_since(&self.facts, context) {
+            self.facts.lost_evidence = match &self.facts.imposed.hold {
+                Some(hold) => [hold.evidence.to_string()].into(),
+                None => Arc::new([]),
             };
-            self.unsettle(at, now);
+            self.lose(why, at, now);
         }
+        if let Some(kept) = self.facts.imposed.expired(now.mono) {
+            self.facts.imposed = Arc::new(kept);
+        }
+        admission::expire(&mut self.facts, now.mono);
         if let Some(session) = &self.facts.session
             && now.mono >= session_ends(&self.facts, session)
         {
@@ -199,6 +233,46 @@ impl Host {
         }
     }
 
+    fn lose(&mut self, why: AbsentWhy, at: Mono, now: Now) {
+        self.facts.link = Link::Lost {
+            why,
+            at: now.wall_at(at),
+        };
+        self.unsettle(at, now);
+    }
+
+    /// The broker's dials found nobody. They convict whoever is silent and has been since before
+    /// the first dial: any word since acquits.
+    fn convict(&mut self, conviction: Conviction, context: &Context<'_>, effects: &mut Effects) {
+        let Conviction {
+            dialled_at,
+            evidence,
+        } = conviction;
+        let now = context.now;
+        let is_silent = match presence(&self.facts, context) {
+            Presence::Suspect(
+                SuspectWhy::StreamEnded | SuspectWhy::Silent | SuspectWhy::MassLoss,
+            )
+            | Presence::Unverified => true,
+            Presence::Suspect(SuspectWhy::AgentRestarting | SuspectWhy::BrokerLate)
+            | Presence::Confirmed
+            | Presence::Absent(_) => false,
+        };
+        let spoke_since = self.facts.last_word.is_some_and(|word| word >= dialled_at)
+            && matches!(self.facts.link, Link::Heard(_))
+            || self
+                .facts
+                .session
+                .as_ref()
+                .is_some_and(|session| session.opened >= dialled_at);
+        if !is_silent || spoke_since {
+            effects.stale = true;
+            return;
+        }
+        self.facts.lost_evidence = evidence;
+        self.lose(AbsentWhy::ProbeRefused, now.mono, now);
+    }
+
     fn unsettle(&mut self, barrier: Mono, now: Now) {
         self.facts.health.barrier = self.facts.health.barrier.max(barrier);
         self.facts.health.unsettled_since = now.wall_at(barrier);
@@ -216,14 +290,19 @@ impl Host {
 
     fn open(
         &mut self,
-        epoch: Epoch,
+        opening: Opening,
         hello: Hello,
-        terms: Terms,
-        peer_address: &Arc<str>,
         context: &Context<'_>,
         effects: &mut Effects,
     ) {
         let now = context.now;
+        let Opening {
+            epoch,
+            terms,
+            peer_address,
+            is_local,
+            token,
+        } = opening;
         if self
             .facts
             .session
@@ -233,6 +312,13 @@ impl Host {
             effects.stale = true;
             return;
         }
+        let (answer, challenge) = admission::admit(&mut self.facts, &hello, &peer_address, context);
+        effects.admission = Some(answer);
+        effects.challenge = challenge;
+        if answer != Admission::Accepted {
+            return;
+        }
+        admission::accept(&mut self.facts, &hello, token);
         if let Some(before) = self.facts.session.take() {
             effects.close = Some(before.epoch);
         }
@@ -254,9 +340,11 @@ impl Host {
             boot_id: hello.boot_id,
             os: hello.os,
             addresses: hello.addresses,
-            peer_address: peer_address.clone(),
+            peer_address,
             policy_revision: hello.policy_revision,
+            is_local,
         });
+        self.target = probe_target(&self.facts, context.policy);
         self.facts.session = Some(Session {
             epoch,
             opened: now.mono,
@@ -300,6 +388,7 @@ impl Host {
             return;
         }
         session.sequence = beat.sequence;
+        admission::heard(&mut self.facts.resume);
         let (interval, lease, reported) = (session.interval, session.lease, session.reported);
         self.facts.last_word = Some(now.mono);
         match self.facts.link {
@@ -350,6 +439,8 @@ impl Host {
         }
         session.sequence = session.sequence.max(report.sequence);
         session.reported = true;
+        admission::heard(&mut self.facts.resume);
+        self.facts.lost_evidence = Arc::new([]);
         let (interval, lease) = (session.interval, session.lease);
         self.facts.last_word = Some(now.mono);
         self.facts.link = Link::Heard(Heard {
@@ -365,7 +456,9 @@ impl Host {
         if was_settled && !settled {
             self.facts.health.unsettled_since = now.wall;
         }
-        self.take_listeners(report.listeners, effects);
+        if self.take_listeners(report.listeners, effects) {
+            self.target = probe_target(&self.facts, context.policy);
+        }
         self.take_sessions(report.sessions, now);
         if self.facts.about.policy_revision != report.policy_revision {
             let mut about = (*self.facts.about).clone();
@@ -385,6 +478,7 @@ impl Host {
         if self.is_stale(epoch, effects) {
             return;
         }
+        admission::heard(&mut self.facts.resume);
         self.facts.last_word = Some(now.mono);
         self.take_power(power, now);
         if matches!(
@@ -410,6 +504,7 @@ impl Host {
         if self.is_stale(epoch, effects) {
             return;
         }
+        admission::heard(&mut self.facts.resume);
         self.facts.last_word = Some(context.now.mono);
         upgrade::announce(&mut self.facts, announced, context.policy, context.now);
         // Acknowledged when durable, even if it said nothing new: the word before it may still be
@@ -441,7 +536,7 @@ impl Host {
 
     /// Front ends are told where a host listens. A new process of the agent that has not looked
     /// yet knows of none.
-    fn take_listeners(&mut self, listeners: Vec<Listener>, effects: &mut Effects) {
+    fn take_listeners(&mut self, listeners: Vec<Listener>, effects: &mut Effects) -> bool {
         let looked = self
             .facts
             .health
@@ -449,11 +544,12 @@ impl Host {
             .iter()
             .any(|held| held.carried_until.is_none() && held.has_run());
         if listeners.is_empty() && !looked || self.facts.listeners[..] == listeners[..] {
-            return;
+            return false;
         }
         self.facts.listeners = listeners.into();
         effects.tell = true;
         effects.persist = true;
+        true
     }
 
     fn take_sessions(&mut self, sessions: crate::model::SessionCounts, now: Now) {
@@ -467,11 +563,20 @@ impl Host {
         if self.is_stale(epoch, effects) {
             return;
         }
-        self.facts.session = None;
-        if let Link::Heard(heard) = &mut self.facts.link
-            && heard.ended.is_none()
-        {
-            heard.ended = Some(now.mono);
+        let session = self.facts.session.take();
+        match &mut self.facts.link {
+            Link::Heard(heard) => {
+                heard.ended.get_or_insert(now.mono);
+            }
+            // It was heard before the broker's own stall, and went during it: from here on it is
+            // suspect like any other, with a lease and no more.
+            Link::Loaded { lease_ends } => {
+                if let Some(session) = session.filter(|session| session.reported) {
+                    let ends = now.mono + session.lease;
+                    *lease_ends = Some(lease_ends.map_or(ends, |before| before.min(ends)));
+                }
+            }
+            Link::NeverSeen | Link::Lost { .. } => {}
         }
     }
 
@@ -522,126 +627,8 @@ impl Host {
             *lease_ends = Some(lease_ends.map_or(until, |ends| ends.min(until)));
         }
     }
-
-    /// Judges anew, compares with what was told, and says when to look again.
-    fn conclude(&mut self, trigger: &str, context: &Context<'_>, effects: &mut Effects) {
-        let assessment = assess(&self.facts, context);
-        let keys: Vec<(ReasonCode, String)> = assessment
-            .reasons
-            .iter()
-            .map(|r| (r.code.clone(), r.subject.clone()))
-            .collect();
-        let changed = self.told.sequence == 0
-            || self.told.status != assessment.status
-            || self.told.connectable_new != assessment.connectable_new
-            || self.told.connectable_reconnect != assessment.connectable_reconnect
-            || self.told.reasons != keys;
-        let confidence = assessment.presence.confidence();
-        let confidence_reason = assessment.presence.why();
-        effects.tell |= changed
-            || self.told.confidence != confidence
-            || self.told.confidence_reason != confidence_reason;
-        if changed {
-            let from = (self.told.sequence > 0).then_some(self.told.status);
-            if from != Some(assessment.status) {
-                self.told.status_since = context.now.wall;
-            }
-            self.told.sequence += 1;
-            effects.persist = true;
-            effects.transition = Some(transition(&self.told, from, &assessment, trigger, context));
-        }
-        self.told.status = assessment.status;
-        self.told.connectable_new = assessment.connectable_new;
-        self.told.connectable_reconnect = assessment.connectable_reconnect;
-        self.told.reasons = keys;
-        self.told.confidence = confidence;
-        confidence_reason.clone_into(&mut self.told.confidence_reason);
-        effects.next_deadline = next_deadline(&self.facts, context, assessment.presence);
-    }
-}
-
-/// A session without a word for a lease is over, even if its stream still stands.
-fn session_ends(facts: &Facts, session: &Session) -> Mono {
-    session.opened.max(facts.last_word.unwrap_or(Mono::ZERO)) + session.lease
-}
-
-/// The next instant at which time alone may change something.
-pub(super) fn next_deadline(
-    facts: &Facts,
-    context: &Context<'_>,
-    presence: Presence,
-) -> Option<Mono> {
-    let link = match facts.link {
-        Link::Heard(heard) => [Some(heard.confirmed_until()), Some(heard.lease_ends())],
-        Link::Loaded { .. } => [loaded_until(&facts.link, context), None],
-        Link::NeverSeen | Link::Lost { .. } => [None, None],
-    };
-    let results = facts
-        .health
-        .held
-        .iter()
-        .filter(|held| held.has_run() && presence == Presence::Confirmed)
-        .map(|held| held.valid_until(facts.health.valid_until));
-    let power = match facts.power {
-        Power::Leaving {
-            how: Leave::Reboot,
-            back_by,
-            ..
-        } => Some(back_by),
-        Power::Leaving { .. } | Power::Running => None,
-    };
-    let upgrade = match &facts.upgrade {
-        Upgrade::InProgress(upgrade) => [
-            Some(upgrade.deadline()),
-            facts.last_word.map(|word| word + limits::UPGRADE_SILENCE),
-        ],
-        Upgrade::None | Upgrade::Failed(_) => [None, None],
-    };
-    let drains = facts
-        .admin
-        .drains
-        .iter()
-        .filter_map(|drain| Some(context.now.mono_at(drain.until?)));
-    let session = facts
-        .session
-        .as_ref()
-        .map(|session| session_ends(facts, session));
-    let excused = context
-        .policy
-        .newly_fatal
-        .values()
-        .map(|until| context.now.mono_at(*until));
-    link.into_iter()
-        .chain(upgrade)
-        .chain([power, session])
-        .flatten()
-        .chain(results)
-        .chain(drains)
-        .chain(excused)
-        .filter(|deadline| *deadline > context.now.mono)
-        .min()
 }
 
 fn is_over(drain: &Drain, now: Now) -> bool {
     drain.until.is_some_and(|until| now.wall >= until)
-}
-
-fn transition(
-    told: &Told,
-    from: Option<Status>,
-    assessment: &Assessment,
-    trigger: &str,
-    context: &Context<'_>,
-) -> Transition {
-    Transition {
-        sequence: told.sequence,
-        at: context.now.wall,
-        from,
-        to: assessment.status,
-        connectable_new: assessment.connectable_new,
-        connectable_reconnect: assessment.connectable_reconnect,
-        confidence: assessment.presence.confidence(),
-        reasons: assessment.reasons.clone(),
-        trigger: trigger.to_owned(),
-    }
 }

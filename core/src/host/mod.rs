@@ -10,15 +10,19 @@
 //! full report of the live session.
 #![warn(clippy::wildcard_enum_match_arm)]
 
+mod admission;
 mod assess;
+mod conclude;
 mod event;
 mod facts;
 mod health;
+mod imposed;
 mod limits;
 mod machine;
 mod presence;
 mod reasons;
 mod record;
+mod standing;
 mod upgrade;
 mod verdict;
 
@@ -26,13 +30,15 @@ mod verdict;
 mod tests;
 
 pub use assess::{Assessment, assess, judged};
-pub use event::{Beat, Effects, Event, Hello, Report, Terms, Undrain};
+pub use event::{Admission, Beat, Effects, Event, Hello, Report, Terms, Undrain};
 pub use facts::{
-    About, AbsentWhy, Admin, Drain, Facts, FailedUpgrade, Health, Heard, Held, Identity,
-    InProgress, Link, Power, Session, Upgrade,
+    About, AbsentWhy, Admin, Challenge, Conflict, Drain, Facts, FailedUpgrade, Health, Heard, Held,
+    Identity, InProgress, Link, Power, Resume, Session, Upgrade,
 };
+pub use imposed::{HeldDown, Hold, HoldAnswers, Imposed, OutsideView};
 pub use limits::{DRAINS, UPGRADE_ANNOUNCED_MAX};
 pub use machine::{Host, Snapshot, Told};
 pub use presence::{Context, Presence, SuspectWhy, presence};
 pub use record::HostRecord;
+pub use standing::{Conviction, Gone, Here, Standing};
 pub use verdict::{Asked, verdict};

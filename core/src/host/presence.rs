@@ -8,7 +8,7 @@
 //! Suspect is not a state but a reading of `Heard` at an instant: a verdict can never rest on a
 //! flag that somebody forgot to sweep.
 
-use super::{AbsentWhy, Facts, Link, Power};
+use super::{AbsentWhy, Facts, Link, Power, imposed::Hold};
 use crate::model::{Confidence, Leave, Mono, Now, PoolPolicy};
 
 /// What a judgement needs beside the facts.
@@ -48,6 +48,8 @@ pub enum SuspectWhy {
     AgentRestarting,
     /// The broker itself is late.
     BrokerLate,
+    /// Its lease is over, and it is believed on because many fell silent at once.
+    MassLoss,
 }
 
 impl Presence {
@@ -71,6 +73,7 @@ impl Presence {
             Self::Suspect(SuspectWhy::Silent) => "SILENT",
             Self::Suspect(SuspectWhy::AgentRestarting) => "AGENT_RESTARTING",
             Self::Suspect(SuspectWhy::BrokerLate) => "BROKER_LATE",
+            Self::Suspect(SuspectWhy::MassLoss) => "MASS_LOSS",
             Self::Unverified => "RESTART_WINDOW",
             Self::Absent(AbsentWhy::NeverSeen) => "NEVER_SEEN",
             Self::Absent(AbsentWhy::LeaseOver) => "LEASE_OVER",
@@ -94,12 +97,17 @@ pub fn presence(facts: &Facts, context: &Context<'_>) -> Presence {
         Link::NeverSeen => Presence::Absent(AbsentWhy::NeverSeen),
         Link::Loaded { .. } => match loaded_until(&facts.link, context) {
             Some(ends) if now < ends => Presence::Unverified,
+            _ if facts.imposed.hold_at(now).is_some() => Presence::Suspect(SuspectWhy::MassLoss),
             _ => Presence::Absent(AbsentWhy::NotBackAfterRestart),
         },
         Link::Lost { why, .. } => Presence::Absent(why),
         Link::Heard(heard) => {
             if now >= heard.lease_ends() {
-                Presence::Absent(AbsentWhy::LeaseOver)
+                if facts.imposed.hold_at(now).is_some() {
+                    Presence::Suspect(SuspectWhy::MassLoss)
+                } else {
+                    Presence::Absent(AbsentWhy::LeaseOver)
+                }
             } else if heard.ended.is_some() {
                 let restarting = matches!(
                     facts.power,
@@ -122,6 +130,33 @@ pub fn presence(facts: &Facts, context: &Context<'_>) -> Presence {
             }
         }
     }
+}
+
+/// The hold that alone keeps the host from being absent, if it does.
+pub(super) fn hold_in_force<'a>(facts: &'a Facts, context: &Context<'_>) -> Option<&'a Hold> {
+    (presence(facts, context) == Presence::Suspect(SuspectWhy::MassLoss))
+        .then(|| facts.imposed.hold_at(context.now.mono))
+        .flatten()
+}
+
+/// When a host's silence counts as a loss: what it was believed for is over, any hold included.
+/// None while it is believed, and for a host that never was.
+pub(super) fn lost_since(facts: &Facts, context: &Context<'_>) -> Option<(AbsentWhy, Mono)> {
+    let now = context.now.mono;
+    if facts.imposed.hold_at(now).is_some() {
+        return None;
+    }
+    let (why, ends) = match facts.link {
+        Link::Heard(heard) => (AbsentWhy::LeaseOver, heard.lease_ends()),
+        Link::Loaded { .. } => (
+            AbsentWhy::NotBackAfterRestart,
+            loaded_until(&facts.link, context).unwrap_or(now),
+        ),
+        Link::NeverSeen | Link::Lost { .. } => return None,
+    };
+    let held_until = facts.imposed.hold.as_ref().map(|hold| hold.until);
+    let ends = ends.max(held_until.unwrap_or(ends));
+    (now >= ends).then_some((why, ends))
 }
 
 /// Until when a host known from before the start is believed without a word.

@@ -1,7 +1,7 @@
 //! Reasons of a judgement: all that hold, worst first, each with since, evidence and remedy.
 
 use super::{
-    Link, Presence,
+    HoldAnswers, Link, Presence,
     assess::{Judged, UpgradeView, View},
 };
 use crate::model::{Leave, Outcome, Reason, ReasonCode, Severity, Status, UnknownCause};
@@ -13,6 +13,7 @@ pub(super) fn reasons(view: &View<'_>, status: Status) -> Vec<Reason> {
     power(view, &mut found);
     upgrade(view, &mut found);
     presence(view, status, &mut found);
+    imposed(view, &mut found);
     let silent_by_its_word = view.machine_leaves() || view.agent_stopped();
     if !silent_by_its_word {
         for check in &view.checks {
@@ -163,7 +164,9 @@ fn presence(view: &View<'_>, status: Status, found: &mut Vec<Reason>) {
             Link::Loaded { .. } => super::presence::loaded_until(&facts.link, view.context)
                 .map_or(view.context.now.wall, |ends| view.context.now.wall_at(ends)),
         };
-        found.push(Reason::new(why.code(), why.message(), since));
+        let mut reason = Reason::new(why.code(), why.message(), since);
+        reason.evidence = facts.lost_evidence.to_vec();
+        found.push(reason);
     }
     if view.settled {
         return;
@@ -185,6 +188,58 @@ fn presence(view: &View<'_>, status: Status, found: &mut Vec<Reason>) {
             unsettled_text(view),
             since,
         ));
+    }
+}
+
+/// What the rules of the whole fleet have to do with it.
+fn imposed(view: &View<'_>, found: &mut Vec<Reason>) {
+    let (imposed, now) = (&view.facts.imposed, view.context.now.mono);
+    if let Some(hold) = view.hold {
+        let message = match hold.answers {
+            HoldAnswers::AsBefore => "silent together with many others; answered as before",
+            HoldAnswers::ReconnectOnly => {
+                "silent together with many others; no new sessions while others serve"
+            }
+        };
+        let mut reason = Reason::new(ReasonCode::MASS_LOSS, message, hold.since);
+        reason.evidence.push(hold.evidence.to_string());
+        found.push(reason);
+    }
+    if let Some(held) = imposed.held_down_at(now) {
+        let message = format!(
+            "lost {} times within 30 minutes; no new sessions until it is steady",
+            held.losses
+        );
+        found.push(Reason::new(ReasonCode::HELD_DOWN, message, held.since));
+    }
+    if let Some(outside) = imposed.outside_at(now) {
+        let message = if outside.refuses_new {
+            "front ends could not connect, and neither could the broker"
+        } else {
+            "front ends could not connect"
+        };
+        let mut reason = Reason::new(ReasonCode::OUTSIDE_VIEW, message, outside.since);
+        reason.evidence = outside.evidence.to_vec();
+        found.push(reason);
+    }
+    if let Some(conflict) = &view.facts.conflict {
+        let message = if conflict.same_machine {
+            "a second agent on the same machine uses this host's identity"
+        } else {
+            "another machine uses this host's identity"
+        };
+        let mut reason = Reason::new(ReasonCode::IDENTITY_CONFLICT, message, conflict.since);
+        reason.evidence = vec![
+            format!("heard from {}", conflict.incumbent),
+            format!("refused: {}", conflict.newcomer),
+        ];
+        let name = &view.facts.identity.name;
+        reason.remedy = reason.remedy.map(|remedy| {
+            remedy
+                .command(format!("muster-broker trust {name}"))
+                .command(format!("muster-broker trust {name} --newcomer"))
+        });
+        found.push(reason);
     }
 }
 

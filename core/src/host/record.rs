@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     About, AbsentWhy, Admin, Context, Facts, FailedUpgrade, Health, Held, Host, Identity,
-    InProgress, Link, Power, Presence, Told, Upgrade, limits, presence::presence,
+    InProgress, Link, Power, Presence, Resume, Told, Upgrade, limits, presence::presence,
 };
 use crate::model::{
     CheckName, CheckResult, Leave, Listener, Mono, Now, SessionCounts, UpgradeAttempt,
@@ -36,6 +36,8 @@ pub struct HostRecord {
     #[serde(default)]
     sessions: SessionCounts,
     sessions_since: Timestamp,
+    #[serde(default)]
+    lost_evidence: Vec<String>,
     told: Told,
 }
 
@@ -140,6 +142,7 @@ impl HostRecord {
             listeners: facts.listeners.to_vec(),
             sessions: facts.sessions,
             sessions_since: facts.sessions_since,
+            lost_evidence: facts.lost_evidence.to_vec(),
             told: host.told.clone(),
         }
     }
@@ -178,6 +181,10 @@ impl HostRecord {
             about: Arc::new(self.about),
             link,
             session: None,
+            resume: Resume::default(),
+            conflict: None,
+            imposed: Arc::default(),
+            lost_evidence: self.lost_evidence.into(),
             last_word: Some(now.mono),
             health: Health {
                 held: held.into(),
@@ -208,6 +215,9 @@ impl HostRecord {
         Host {
             facts,
             told: self.told,
+            version: 0,
+            stood: None,
+            target: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Context, Power, Presence, Snapshot, Upgrade, assess, machine::next_deadline};
+use super::{Context, Power, Presence, Snapshot, Upgrade, assess, conclude::next_deadline};
 use crate::model::{Intent, Leave, Mono, ReasonCode, SafeToPowerOff, Status, Verdict};
 
 /// The longest that an answer may be used: one default beat.

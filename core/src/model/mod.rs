@@ -11,12 +11,17 @@ mod verdict;
 mod version;
 
 pub use announce::{Leave, PowerAnnouncement, UpgradeAnnouncement, UpgradeAttempt, UpgradePhase};
-pub use names::{CheckName, Epoch, HostId, HostName, NameError, PoolName, Role, TrustDomain};
+pub use names::{
+    CheckName, Epoch, HostId, HostName, NameError, PoolName, ResumeToken, Role, TrustDomain,
+};
 pub use outcome::{
     CheckResult, Finding, MAX_CHECKS, MAX_FINDINGS_BYTES, MAX_MESSAGE_BYTES, MAX_REMEDY_BYTES,
     Outcome, Remedy, Severity, UnknownCause, clean_text,
 };
-pub use policy::{CheckPace, PoolPolicy, RequiredUrl, UpgradingAccepts, default_check_names};
+pub use policy::{
+    CheckPace, PROBE_PORTS, PoolPolicy, ProbePolicy, RequiredUrl, UpgradingAccepts,
+    default_check_names,
+};
 pub use reason::{Reason, ReasonCode, ReasonInfo};
 pub use status::{Confidence, Intent, SafeToPowerOff, Status};
 pub use time::{Mono, Now};

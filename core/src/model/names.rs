@@ -212,6 +212,31 @@ impl Epoch {
     }
 }
 
+/// What an agent shows to go on as the one that was spoken to before: random, one per session. A
+/// secret between both, so it is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ResumeToken([u8; 16]);
+
+impl ResumeToken {
+    /// The token made of these random bytes.
+    #[must_use]
+    pub const fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for Welcome.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ResumeToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResumeToken(..)")
+    }
+}
+
 /// The name of a fleet's root of trust: `muster-` and eight hex digits, fixed at the first start.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -1,7 +1,8 @@
 //! What a pool wants of its hosts.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,47 @@ impl CheckPace {
     }
 }
 
+/// Ports that session listeners are dialled at unless a pool names others: SSH, RDP, VNC, and the
+/// web gateways of DCV and its like.
+pub const PROBE_PORTS: [(u16, u16); 4] = [(22, 22), (3389, 3389), (5900, 5999), (8443, 8443)];
+
+/// How the broker itself looks whether a silent host's session listener answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProbePolicy {
+    /// Networks in which advertised addresses are dialled. Without any, only the address that a
+    /// host is heard from, if the host names it as its own.
+    pub networks: Vec<IpNet>,
+    /// Ports that may be dialled, from and to.
+    pub ports: Vec<(u16, u16)>,
+}
+
+impl Default for ProbePolicy {
+    fn default() -> Self {
+        Self {
+            networks: Vec::new(),
+            ports: PROBE_PORTS.to_vec(),
+        }
+    }
+}
+
+impl ProbePolicy {
+    /// The address lies in one of the networks.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr) -> bool {
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
+    }
+
+    /// The port may be dialled.
+    #[must_use]
+    pub fn allows_port(&self, port: u16) -> bool {
+        self.ports
+            .iter()
+            .any(|(from, to)| (*from..=*to).contains(&port))
+    }
+}
+
 /// What a pool makes of its hosts' facts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PoolPolicy {
@@ -86,6 +128,8 @@ pub struct PoolPolicy {
     pub urls: Vec<RequiredUrl>,
     /// Domain that hosts must be joined to; none where the pool expects none.
     pub expected_domain: Option<String>,
+    /// Whether and how the broker dials silent hosts itself; none where it does not.
+    pub probe: Option<ProbePolicy>,
     /// Checks that became fatal with this policy: a host without a result counts as settled until
     /// then, so that a change never throws out a pool before it could answer.
     pub newly_fatal: BTreeMap<CheckName, Timestamp>,
@@ -106,6 +150,7 @@ impl Default for PoolPolicy {
             paces: BTreeMap::new(),
             urls: Vec::new(),
             expected_domain: None,
+            probe: None,
             newly_fatal: BTreeMap::new(),
         }
     }

@@ -79,7 +79,12 @@ reasons! {
         => "Find the clone, and enrol it as a host of its own.";
     DRAINED: "An operator or a rollout drains the host: no new sessions."
         => "Lift the drain when the work is done.";
-    HELD_DOWN: "The host came and went several times: no new sessions until it is steady.";
+    MASS_LOSS: "The host's lease is over, and so many fell silent at once that the broker's own side is the likelier cause: it is believed for ten minutes at most."
+        => "Look at the network between the broker and these hosts; `muster-broker hold end` ends the hold at once.";
+    OUTSIDE_VIEW: "Front ends could not connect to the host within the last minutes."
+        => "See whether the way from the front ends to the host's listener is open.";
+    HELD_DOWN: "The host was lost several times within half an hour: no new sessions until it is steady."
+        => "Look for what takes the host down again and again: `muster-broker history` has the times.";
     SESSION_LIMIT: "The host has as many sessions as its pool allows."
         => "Use another host, or raise max_sessions of the pool.";
     SESSION_COUNT_UNKNOWN: "The pool limits sessions and the host does not know how many it has.";

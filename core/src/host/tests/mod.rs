@@ -1,6 +1,7 @@
 //! Tests of one host: every row and every pair of rows, the life of a host told as stories, and
 //! properties over random histories.
 
+mod newcomers;
 mod properties;
 mod rows;
 mod stories;
@@ -25,6 +26,8 @@ pub(super) struct World {
     pub(super) version: &'static str,
     pub(super) power: PowerAnnouncement,
     pub(super) upgrade: UpgradeAnnouncement,
+    /// Token of the last Welcome, as the agent keeps it.
+    pub(super) token: Option<ResumeToken>,
 }
 
 pub(super) const INTERVAL: Duration = Duration::from_secs(10);
@@ -118,6 +121,7 @@ impl World {
             version: "0.1.0",
             power: PowerAnnouncement::Running,
             upgrade: UpgradeAnnouncement::Silent,
+            token: None,
         }
     }
 
@@ -185,6 +189,7 @@ impl World {
             instance_id: format!("instance-{}", self.epoch).into(),
             os: "Debian 12".into(),
             addresses: vec![],
+            resume_token: self.token.clone(),
             policy_revision: "default-1".into(),
             power: self.power,
             upgrade: self.upgrade.clone(),
@@ -194,12 +199,19 @@ impl World {
             lease: LEASE,
         };
         let epoch = self.live();
-        self.handle(Event::Opened {
+        let token = ResumeToken::new([u8::try_from(self.epoch % 251).unwrap(); 16]);
+        let effects = self.handle(Event::Opened {
             epoch,
             hello,
             terms,
-            peer_address: "127.0.0.1:1".into(),
-        })
+            peer_address: "10.0.0.7:1".into(),
+            is_local: false,
+            token: token.clone(),
+        });
+        if effects.admission == Some(Admission::Accepted) {
+            self.token = Some(token);
+        }
+        effects
     }
 
     /// A full report: all five checks pass but those given.

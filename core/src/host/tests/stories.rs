@@ -567,6 +567,7 @@ fn words_of_an_older_session_change_nothing() {
             agent_version: "0".into(),
             boot_id: "x".into(),
             instance_id: "x".into(),
+            resume_token: None,
             os: "x".into(),
             addresses: vec![],
             policy_revision: "".into(),
@@ -578,6 +579,8 @@ fn words_of_an_older_session_change_nothing() {
             lease: LEASE,
         },
         peer_address: "".into(),
+        is_local: false,
+        token: ResumeToken::new([0; 16]),
     };
     assert!(world.handle(hello).stale);
     assert_eq!(world.host, before);
