@@ -70,7 +70,8 @@ reasons! {
     HOST_UNKNOWN, NotFound, RetrySlowly, "There is no such host, or it was removed.";
     HOST_SUPERSEDED, PermissionDenied, RetrySlowly, "The host of that name was enrolled anew with another id.";
     HOST_BANNED, PermissionDenied, RetrySlowly, "An operator banned the host.";
-    IDENTITY_CONFLICT, Aborted, RetrySlowly, "Another machine holds this host's session.";
+    IDENTITY_CONFLICT, Aborted, Retry, "Another machine uses this host's identity: the one that was here first is believed.";
+    IDENTITY_IN_USE, Aborted, Retry, "The host has a session, and who holds it has not proved yet whether it lives.";
     HELLO_EXPECTED, FailedPrecondition, Retry, "The first message of a session was not Hello.";
     HELLO_REPEATED, FailedPrecondition, Retry, "A session said Hello twice.";
     HELLO_TIMED_OUT, DeadlineExceeded, Retry, "A session was opened and did not say Hello in time.";
