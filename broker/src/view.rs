@@ -4,7 +4,10 @@
 use jiff::Timestamp;
 use muster_core::{
     host::Drain,
-    model::{CheckResult, Outcome, PowerAnnouncement, Severity, UpgradeAnnouncement, Verdict},
+    model::{
+        CheckResult, CloudInstance, Outcome, PowerAnnouncement, Severity, UpgradeAnnouncement,
+        Verdict,
+    },
 };
 use muster_proto::{
     border::{self, BorderError, Word as _},
@@ -28,6 +31,8 @@ pub struct HostView {
     pub addresses: Vec<String>,
     /// Address of its session, as the broker sees it.
     pub peer_address: String,
+    /// Which machine of a cloud it is; none where it told of none.
+    pub cloud: Option<CloudInstance>,
     /// Its checks.
     pub checks: Vec<CheckView>,
     /// Drains in force.
@@ -67,6 +72,7 @@ impl TryFrom<v1::HostDetail> for HostView {
             os: detail.os,
             addresses: detail.addresses,
             peer_address: detail.peer_address,
+            cloud: border::cloud(detail.cloud),
             checks: detail
                 .checks
                 .into_iter()

@@ -33,7 +33,7 @@ impl Target {
     /// # Errors
     /// When no port is free.
     pub async fn listener() -> Result<Self> {
-        Self::start(false).await
+        Self::start(None).await
     }
 
     /// Answers every request with a status that can be changed, 200 at first.
@@ -41,10 +41,18 @@ impl Target {
     /// # Errors
     /// When no port is free.
     pub async fn web_server() -> Result<Self> {
-        Self::start(true).await
+        Self::start(Some("ok")).await
     }
 
-    async fn start(web: bool) -> Result<Self> {
+    /// The same, with this body in every answer.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn web_server_with(body: &'static str) -> Result<Self> {
+        Self::start(Some(body)).await
+    }
+
+    async fn start(body: Option<&'static str>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
             .context("cannot listen on loopback")?;
@@ -56,9 +64,9 @@ impl Target {
             while let Ok((stream, _)) = listener.accept().await {
                 let status = Arc::clone(&shared);
                 tokio::spawn(async move {
-                    let code = web.then(|| status.load(Ordering::Relaxed));
+                    let answer = body.map(|body| (status.load(Ordering::Relaxed), body));
                     // Who connects may leave at any time.
-                    drop(serve(stream, code).await);
+                    drop(serve(stream, answer).await);
                 });
             }
         })
@@ -99,7 +107,7 @@ impl Drop for Target {
 }
 
 /// One connection: an answer for web servers, none for plain listeners.
-async fn serve(mut stream: TcpStream, code: Option<u16>) -> std::io::Result<()> {
+async fn serve(mut stream: TcpStream, answer: Option<(u16, &'static str)>) -> std::io::Result<()> {
     let mut request = vec![0; REQUEST_BYTES];
     let mut length = 0;
     loop {
@@ -109,9 +117,12 @@ async fn serve(mut stream: TcpStream, code: Option<u16>) -> std::io::Result<()> 
         }
         length = (length + read).min(REQUEST_BYTES - 1);
         let whole = request[..length].windows(4).any(|end| end == b"\r\n\r\n");
-        if let (Some(code), true) = (code, whole) {
-            let answer =
-                format!("HTTP/1.1 {code} Demo\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+        if let (Some((code, body)), true) = (answer, whole) {
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {code} Demo\r\nContent-Length: {length}\r\n\
+                 Connection: close\r\n\r\n{body}"
+            );
             return stream.write_all(answer.as_bytes()).await;
         }
     }

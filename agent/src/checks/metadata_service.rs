@@ -16,7 +16,7 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt as _};
 use muster_core::{
     agent::Observation,
-    model::{Finding, Outcome, Remedy, clean_text},
+    model::{CloudInstance, Finding, Outcome, Remedy},
 };
 use reqwest::{Client, RequestBuilder, Response, Url};
 use serde_json::Value;
@@ -182,14 +182,6 @@ struct MetadataService {
     root: PathBuf,
 }
 
-/// What the service says of this machine.
-#[derive(Debug, Default)]
-struct Instance {
-    id: String,
-    region: String,
-    kind: String,
-}
-
 impl Check for MetadataService {
     fn run(&self) -> BoxFuture<'_, Observation> {
         async {
@@ -220,24 +212,24 @@ impl MetadataService {
             Ok(instance) => instance,
             Err(problem) => return self.failing(provider, steps, problem),
         };
-        let mut message = format!("{} answers: instance {}", provider.name, instance.id);
-        for (word, value) in [("type", &instance.kind), ("in", &instance.region)] {
-            if !value.is_empty() {
-                message = format!("{message}, {word} {value}");
-            }
-        }
+        let message = format!("the metadata service answers: {instance}");
         let caught = self.proxies(provider).await;
-        if let Some(first) = caught.first() {
-            return warned(self.base(provider), &message, steps, first, caught.len());
+        let seen = if let Some(first) = caught.first() {
+            warned(self.base(provider), &message, steps, first, caught.len())
+        } else {
+            let message = format!("{message} ({})", took(begun));
+            Observation::new(Outcome::Pass, message.clone()).with(Finding {
+                subject: self.base(provider).to_owned(),
+                code: "METADATA_REACHED".to_owned(),
+                message,
+                steps,
+                remedy: None,
+            })
+        };
+        Observation {
+            cloud: Some(instance),
+            ..seen
         }
-        message = format!("{message} ({})", took(begun));
-        Observation::new(Outcome::Pass, message.clone()).with(Finding {
-            subject: self.base(provider).to_owned(),
-            code: "METADATA_REACHED".to_owned(),
-            message,
-            steps,
-            remedy: None,
-        })
     }
 
     fn failing(&self, provider: &Provider, steps: Vec<String>, problem: Problem) -> Observation {
@@ -274,7 +266,7 @@ impl MetadataService {
         &self,
         provider: &Provider,
         steps: &mut Vec<String>,
-    ) -> Result<Instance, Problem> {
+    ) -> Result<CloudInstance, Problem> {
         if let Some((ip, port)) = self.address(provider) {
             let address = [SocketAddr::new(ip, port)];
             tcp::connect(&address, self.budget / 2, steps)
@@ -344,7 +336,7 @@ impl MetadataService {
 }
 
 /// Id, region and type out of the document, or None if it is not that service's.
-fn read(provider: &Provider, body: &[u8]) -> Option<Instance> {
+fn read(provider: &Provider, body: &[u8]) -> Option<CloudInstance> {
     let document = serde_json::from_slice(body)
         .ok()
         .or_else(|| flat_yaml(body))?;
@@ -356,17 +348,19 @@ fn read(provider: &Provider, body: &[u8]) -> Option<Instance> {
         };
         // Google names zones and types by their whole path.
         let last = text.rsplit('/').next().unwrap_or_default();
-        (!last.is_empty()).then(|| clean_text(last, 64))
+        (!last.is_empty()).then(|| last.to_owned())
     };
     let optional = |pointer: &str| {
         let given = (!pointer.is_empty()).then(|| text(pointer)).flatten();
         given.unwrap_or_default()
     };
-    Some(Instance {
-        id: text(provider.id)?,
+    CloudInstance {
+        provider: provider.name.into(),
+        instance_id: text(provider.id)?,
         region: optional(provider.region),
-        kind: optional(provider.kind),
-    })
+        instance_type: optional(provider.kind),
+    }
+    .bounded()
 }
 
 /// `key: value` lines, as Hetzner answers.

@@ -84,6 +84,9 @@ async fn azure_is_asked_with_its_header() {
     for part in ["instance 1234", "type Standard_D4s_v5", "in westeurope"] {
         assert!(seen.message.contains(part), "{part}: {}", seen.message);
     }
+    let cloud = seen.cloud.unwrap();
+    assert_eq!((&*cloud.provider, &*cloud.instance_id), ("azure", "1234"));
+    assert_eq!(cloud.instance_type, "Standard_D4s_v5");
 }
 
 #[tokio::test]
@@ -161,7 +164,8 @@ fn documents_of_every_cloud_are_read_and_others_are_not() {
     ];
     for (name, body, id, region) in table {
         let found = read(provider(name), body.as_bytes()).unwrap();
-        assert_eq!((&*found.id, &*found.region), (id, region));
+        assert_eq!((&*found.instance_id, &*found.region), (id, region));
+        assert_eq!(&*found.provider, name);
     }
     for other in ["", "<html>login: here</html>", "{}", "[1]"] {
         assert!(read(provider("azure"), other.as_bytes()).is_none());

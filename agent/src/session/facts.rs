@@ -64,10 +64,11 @@ impl Board {
         let upgrade = self.announced.upgrade(now.wall);
         Report {
             sequence,
-            state_hash: state_hash(&checks, &listeners, &power, &upgrade),
+            state_hash: state_hash(&checks, &listeners, self.results.cloud(), &power, &upgrade),
             results_valid: self.results_valid(now.mono),
             checks,
             listeners,
+            cloud: self.results.cloud().cloned(),
             sessions: self.sessions,
             policy_revision: self.policy.revision.as_str().into(),
             power,
@@ -92,6 +93,7 @@ impl Board {
         state_hash(
             &self.results.results(now.mono),
             &self.results.listeners(),
+            self.results.cloud(),
             &self.announced.power(now.wall),
             &self.announced.upgrade(now.wall),
         )

@@ -159,6 +159,8 @@ pub(super) fn host(host: &HostView) -> String {
     fact("id", &host.verdict.host_id.to_string());
     fact("agent", &host.agent_version);
     fact("system", &host.os);
+    let cloud = host.cloud.as_ref().map(ToString::to_string);
+    fact("cloud", &cloud.unwrap_or_default());
     fact("addresses", &host.addresses.join(", "));
     fact("seen from", &host.peer_address);
     fact("enrolled", &host.enrolled_at.map_or_else(String::new, time));

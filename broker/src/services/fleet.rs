@@ -142,6 +142,7 @@ impl FleetEdge {
                 .as_ref()
                 .map_or(0, |session| session.epoch.get()),
             last_beat_at: last_beat.map(timestamp),
+            cloud: facts.about.cloud.as_ref().map(Into::into),
         })
     }
 

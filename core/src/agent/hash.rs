@@ -1,14 +1,17 @@
 //! One number that changes when the host's state does.
 
-use crate::model::{CheckResult, Listener, PowerAnnouncement, UpgradeAnnouncement, UpgradeAttempt};
+use crate::model::{
+    CheckResult, CloudInstance, Listener, PowerAnnouncement, UpgradeAnnouncement, UpgradeAttempt,
+};
 
 /// Hash over what a report says, without times: settled outcomes, causes of Unknown, the subjects
-/// and codes of findings, listeners, power, upgrade. Two reports of one hash say the same about
-/// the host. Opaque to the broker; it does not depend on the order of checks and listeners.
+/// and codes of findings, listeners, the cloud's instance, power, upgrade. Two reports of one hash
+/// say the same about the host. Opaque to the broker; it does not depend on the order of checks and listeners.
 #[must_use]
 pub fn state_hash(
     checks: &[CheckResult],
     listeners: &[Listener],
+    cloud: Option<&CloudInstance>,
     power: &PowerAnnouncement,
     upgrade: &UpgradeAnnouncement,
 ) -> u64 {
@@ -16,6 +19,14 @@ pub fn state_hash(
     // A sum does not depend on the order. Each part is a hash of its own.
     whole.number(sum(checks.iter().map(check)));
     whole.number(sum(listeners.iter().map(listener)));
+    // A machine in no cloud adds nothing, so that its hash is that of agents which tell of none.
+    if let Some(cloud) = cloud {
+        whole.text("cloud");
+        whole.text(&cloud.provider);
+        whole.text(&cloud.instance_id);
+        whole.text(&cloud.region);
+        whole.text(&cloud.instance_type);
+    }
     match power {
         PowerAnnouncement::Running => whole.text("running"),
         PowerAnnouncement::Leaving {
@@ -131,10 +142,20 @@ mod tests {
         }
     }
 
+    fn cloud(kind: &str) -> CloudInstance {
+        CloudInstance {
+            provider: "aws".into(),
+            instance_id: "i-1".into(),
+            region: "eu-west-1".into(),
+            instance_type: kind.into(),
+        }
+    }
+
     fn of(checks: &[CheckResult]) -> u64 {
         state_hash(
             checks,
             &[ssh()],
+            None,
             &PowerAnnouncement::Running,
             &UpgradeAnnouncement::Silent,
         )
@@ -176,31 +197,46 @@ mod tests {
             ..Finding::default()
         }];
         let hashes = [
-            state_hash(&pass, &[], &running, &silent),
-            state_hash(&[], &[], &running, &silent),
-            state_hash(&pass, &[ssh()], &running, &silent),
-            state_hash(&[result("a", Outcome::Fail)], &[], &running, &silent),
-            state_hash(&[result("b", Outcome::Pass)], &[], &running, &silent),
+            state_hash(&pass, &[], None, &running, &silent),
+            state_hash(&[], &[], None, &running, &silent),
+            state_hash(&pass, &[ssh()], None, &running, &silent),
+            state_hash(&[result("a", Outcome::Fail)], &[], None, &running, &silent),
+            state_hash(&[result("b", Outcome::Pass)], &[], None, &running, &silent),
             state_hash(
                 &[result("a", Outcome::Unknown(UnknownCause::Stale))],
                 &[],
+                None,
                 &running,
                 &silent,
             ),
             state_hash(
                 &[result("a", Outcome::Unknown(UnknownCause::TimedOut))],
                 &[],
+                None,
                 &running,
                 &silent,
             ),
-            state_hash(&[found], &[], &running, &silent),
-            state_hash(&pass, &[], &leaving(Leave::Reboot), &silent),
-            state_hash(&pass, &[], &leaving(Leave::Poweroff), &silent),
-            state_hash(&pass, &[], &running, &in_progress(UpgradePhase::Switch)),
-            state_hash(&pass, &[], &running, &in_progress(UpgradePhase::Commit)),
+            state_hash(&[found], &[], None, &running, &silent),
+            state_hash(&pass, &[], None, &leaving(Leave::Reboot), &silent),
+            state_hash(&pass, &[], None, &leaving(Leave::Poweroff), &silent),
             state_hash(
                 &pass,
                 &[],
+                None,
+                &running,
+                &in_progress(UpgradePhase::Switch),
+            ),
+            state_hash(
+                &pass,
+                &[],
+                None,
+                &running,
+                &in_progress(UpgradePhase::Commit),
+            ),
+            state_hash(
+                &pass,
+                &[],
+                None,
                 &running,
                 &UpgradeAnnouncement::Failed {
                     attempt: attempt(UpgradePhase::Switch),
@@ -210,12 +246,24 @@ mod tests {
             state_hash(
                 &pass,
                 &[],
+                None,
                 &running,
                 &UpgradeAnnouncement::Cleared { id: "1".into() },
             ),
         ];
         let distinct: std::collections::BTreeSet<_> = hashes.iter().collect();
         assert_eq!(distinct.len(), hashes.len());
+    }
+
+    #[test]
+    fn the_machine_of_a_cloud_counts() {
+        let of = |cloud: Option<&CloudInstance>| {
+            let running = PowerAnnouncement::Running;
+            state_hash(&[], &[], cloud, &running, &UpgradeAnnouncement::Silent)
+        };
+        assert_eq!(of(None), STABLE);
+        assert_ne!(of(Some(&cloud("m5"))), STABLE);
+        assert_ne!(of(Some(&cloud("m5"))), of(Some(&cloud("m6"))));
     }
 
     #[test]
@@ -228,6 +276,7 @@ mod tests {
             state_hash(
                 &[],
                 &[],
+                None,
                 &PowerAnnouncement::Running,
                 &UpgradeAnnouncement::Silent
             ),

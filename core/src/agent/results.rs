@@ -7,7 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::model::{
-    CheckName, CheckPace, CheckResult, Finding, Listener, Mono, Outcome, UnknownCause,
+    CheckName, CheckPace, CheckResult, CloudInstance, Finding, Listener, Mono, Outcome,
+    UnknownCause,
 };
 
 /// Listeners that a host may report. A desktop server with a listener per user has perhaps ten.
@@ -24,6 +25,8 @@ pub struct Observation {
     pub findings: Vec<Finding>,
     /// Where the host takes connections, from a check that looks for that.
     pub listeners: Option<Vec<Listener>>,
+    /// Which machine of a cloud this is, from a check that was told.
+    pub cloud: Option<CloudInstance>,
 }
 
 impl Observation {
@@ -35,6 +38,7 @@ impl Observation {
             message: message.into(),
             findings: Vec::new(),
             listeners: None,
+            cloud: None,
         }
     }
 
@@ -79,6 +83,7 @@ pub(super) struct Entry {
     pub(super) findings: Vec<Finding>,
     pub(super) truncated: bool,
     pub(super) listeners: Vec<Listener>,
+    pub(super) cloud: Option<CloudInstance>,
 }
 
 impl Entry {
@@ -174,6 +179,12 @@ impl ResultSet {
             }
         }
         all
+    }
+
+    /// Which machine of a cloud this is, as last told to a check.
+    #[must_use]
+    pub fn cloud(&self) -> Option<&CloudInstance> {
+        self.entries.iter().find_map(|entry| entry.cloud.as_ref())
     }
 
     /// Every check that can run has finished a run that began at or after `at`.

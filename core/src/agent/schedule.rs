@@ -223,6 +223,7 @@ impl Slot {
                 findings: Vec::new(),
                 truncated: false,
                 listeners: Vec::new(),
+                cloud: None,
             },
             settle: Settle::default(),
             state: State::Idle { due: now },
@@ -254,6 +255,7 @@ impl Slot {
             message,
             findings,
             listeners,
+            cloud,
         } = observation;
         let took = self.started.map_or(Duration::ZERO, |started| now - started);
         self.entry.finished = Some(Finished { at: now, took, raw });
@@ -280,6 +282,10 @@ impl Slot {
             && raw != Outcome::Unknown(UnknownCause::TimedOut)
         {
             self.entry.listeners = listeners;
+        }
+        // A service that cannot be asked just now has not made another machine of this one.
+        if cloud.is_some() || raw == Outcome::NotApplicable {
+            self.entry.cloud = cloud;
         }
     }
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Finding, Listener};
+use crate::model::{CloudInstance, Finding, Listener};
 
 const PACE: CheckPace = CheckPace {
     interval: Duration::from_secs(30),
@@ -273,6 +273,32 @@ fn huge_output_is_bounded_and_listeners_outlive_a_timeout() {
     let late = Observation::timed_out(PACE.timeout);
     assert!(schedule.handle_finished(&begun.name, begun.run, late, at(50)));
     assert_eq!(schedule.result_set().listeners(), [ssh]);
+}
+
+#[test]
+fn a_cloud_s_instance_outlives_a_failure_and_not_a_machine_in_no_cloud() {
+    let mut schedule = schedule(&["a"]);
+    let instance = CloudInstance {
+        provider: "aws".into(),
+        instance_id: "i-1".into(),
+        region: String::new(),
+        instance_type: String::new(),
+    };
+    let mut told = Observation::new(Outcome::Pass, "");
+    told.cloud = Some(instance.clone());
+    let failed = Observation::new(Outcome::Fail, "");
+    let none = Observation::new(Outcome::NotApplicable, "");
+    let runs = [
+        (told, Some(&instance)),
+        (failed, Some(&instance)),
+        (none, None),
+    ];
+    for (seen, wanted) in runs {
+        let now = schedule.next_wake().unwrap();
+        let begun = schedule.start_due(now, || Random(0)).remove(0);
+        assert!(schedule.handle_finished(&begun.name, begun.run, seen, now));
+        assert_eq!(schedule.result_set().cloud(), wanted);
+    }
 }
 
 #[derive(Clone, Debug)]

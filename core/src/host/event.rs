@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::{Conviction, Drain, Imposed, Standing};
 use crate::model::{
-    CheckResult, Epoch, Listener, Mono, PowerAnnouncement, ResumeToken, SessionCounts, Transition,
-    UpgradeAnnouncement,
+    CheckResult, CloudInstance, Epoch, Listener, Mono, PowerAnnouncement, ResumeToken,
+    SessionCounts, Transition, UpgradeAnnouncement,
 };
 
 /// First word of a session.
@@ -57,6 +57,8 @@ pub struct Report {
     pub checks: Vec<CheckResult>,
     /// Where the host takes connections.
     pub listeners: Vec<Listener>,
+    /// Which machine of a cloud it is; none while the agent does not know.
+    pub cloud: Option<CloudInstance>,
     /// Sessions as counted now.
     pub sessions: SessionCounts,
     /// Policy that the agent applies.

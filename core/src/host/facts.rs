@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Imposed, limits};
 use crate::model::{
-    CheckName, CheckResult, Epoch, HostId, HostName, Leave, Listener, Mono, Outcome, PoolName,
-    PoolPolicy, ResumeToken, SessionCounts, Severity, UnknownCause, UpgradeAttempt,
+    CheckName, CheckResult, CloudInstance, Epoch, HostId, HostName, Leave, Listener, Mono, Outcome,
+    PoolName, PoolPolicy, ResumeToken, SessionCounts, Severity, UnknownCause, UpgradeAttempt,
 };
 
 /// All facts of one host.
@@ -84,6 +84,9 @@ pub struct About {
     /// Its session comes from the machine that the broker runs on.
     #[serde(default)]
     pub is_local: bool,
+    /// Which machine of a cloud it is, as last told in this boot.
+    #[serde(default)]
+    pub cloud: Option<CloudInstance>,
 }
 
 /// Why a host counts as absent: the evidence that convicted it.

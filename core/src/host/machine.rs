@@ -343,6 +343,8 @@ impl Host {
             peer_address,
             policy_revision: hello.policy_revision,
             is_local,
+            // What this boot told stands until it is told anew.
+            cloud: same_boot.then(|| self.facts.about.cloud.clone()).flatten(),
         });
         self.target = probe_target(&self.facts, context.policy);
         self.facts.session = Some(Session {
@@ -460,10 +462,14 @@ impl Host {
             self.target = probe_target(&self.facts, context.policy);
         }
         self.take_sessions(report.sessions, now);
-        if self.facts.about.policy_revision != report.policy_revision {
-            let mut about = (*self.facts.about).clone();
-            about.policy_revision = report.policy_revision;
-            self.facts.about = Arc::new(about);
+        let told = About {
+            policy_revision: report.policy_revision,
+            cloud: report.cloud.or_else(|| self.facts.about.cloud.clone()),
+            ..(*self.facts.about).clone()
+        };
+        if *self.facts.about != told {
+            effects.persist |= self.facts.about.cloud != told.cloud;
+            self.facts.about = Arc::new(told);
         }
         match report.power {
             PowerAnnouncement::Leaving { .. } => self.take_power(report.power, now),

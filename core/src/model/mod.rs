@@ -1,6 +1,7 @@
 //! The words of the domain. Types here carry meaning and bounds, and decide nothing.
 
 mod announce;
+mod cloud;
 mod names;
 mod outcome;
 mod policy;
@@ -11,6 +12,7 @@ mod verdict;
 mod version;
 
 pub use announce::{Leave, PowerAnnouncement, UpgradeAnnouncement, UpgradeAttempt, UpgradePhase};
+pub use cloud::CloudInstance;
 pub use names::{
     CheckName, Epoch, HostId, HostName, NameError, PoolName, ResumeToken, Role, TrustDomain,
 };

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use muster_core::{
     host::{Beat, Hello, Report},
     model::{
-        Leave, Listener, MAX_CHECKS, PowerAnnouncement, SessionCounts, UpgradeAnnouncement,
-        UpgradeAttempt, UpgradePhase, clean_text,
+        CloudInstance, Leave, Listener, MAX_CHECKS, PowerAnnouncement, SessionCounts,
+        UpgradeAnnouncement, UpgradeAttempt, UpgradePhase, clean_text,
     },
 };
 
@@ -34,6 +34,7 @@ by_value!(
     Hello => v1::Hello,
     Report => v1::Report,
     Listener => v1::Listener,
+    CloudInstance => v1::CloudInstance,
     UpgradeAnnouncement => v1::UpgradeState,
 );
 
@@ -112,6 +113,7 @@ impl From<&Report> for v1::Report {
             policy_revision: report.policy_revision.to_string(),
             power: Some(report.power.into()),
             upgrade: Some((&report.upgrade).into()),
+            cloud: report.cloud.as_ref().map(Into::into),
         }
     }
 }
@@ -130,6 +132,7 @@ impl TryFrom<v1::Report> for Report {
             policy_revision: id("policy_revision", &wire.policy_revision)?,
             power: power(wire.power),
             upgrade: upgrade(wire.upgrade)?,
+            cloud: cloud(wire.cloud),
         };
         let mut names = HashSet::with_capacity(report.checks.len());
         for (at, check) in report.checks.iter().enumerate() {
@@ -168,6 +171,30 @@ impl TryFrom<v1::Listener> for Listener {
             port,
         })
     }
+}
+
+impl From<&CloudInstance> for v1::CloudInstance {
+    fn from(cloud: &CloudInstance) -> Self {
+        Self {
+            provider: cloud.provider.to_string(),
+            instance_id: cloud.instance_id.clone(),
+            region: cloud.region.clone(),
+            instance_type: cloud.instance_type.clone(),
+        }
+    }
+}
+
+/// Reads which machine of a cloud it is; what names none is as good as nothing.
+#[must_use]
+pub fn cloud(wire: Option<v1::CloudInstance>) -> Option<CloudInstance> {
+    let wire = wire?;
+    CloudInstance {
+        provider: wire.provider.into(),
+        instance_id: wire.instance_id,
+        region: wire.region,
+        instance_type: wire.instance_type,
+    }
+    .bounded()
 }
 
 impl From<SessionCounts> for v1::SessionCounts {

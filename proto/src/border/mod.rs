@@ -17,7 +17,7 @@ mod tests;
 
 use std::{fmt::Display, sync::Arc};
 
-pub use host::{MAX_ADDRESSES, MAX_LISTENERS, MAX_RESUME_TOKEN_BYTES, power};
+pub use host::{MAX_ADDRESSES, MAX_LISTENERS, MAX_RESUME_TOKEN_BYTES, cloud, power};
 pub use policy::{MIN_CHECK_INTERVAL, host_policy};
 pub use time::{MAX_DURATION, duration, instant, millis, optional_instant, timestamp};
 pub use words::{Word, outcome};

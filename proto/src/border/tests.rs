@@ -7,11 +7,11 @@ use muster_core::{
     agent::{CheckPolicy, HostPolicy},
     host::{Beat, Drain, Hello, Report},
     model::{
-        CheckName, CheckResult, Confidence, Finding, HostId, HostName, Intent, Leave, Listener,
-        MAX_FINDINGS_BYTES, MAX_MESSAGE_BYTES, Outcome, PoolName, PoolPolicy, PowerAnnouncement,
-        Reason, ReasonCode, Remedy, RequiredUrl, SafeToPowerOff, SessionCounts, Severity, Status,
-        Transition, UnknownCause, UpgradeAnnouncement, UpgradeAttempt, UpgradePhase, Verdict,
-        default_check_names,
+        CheckName, CheckResult, CloudInstance, Confidence, Finding, HostId, HostName, Intent,
+        Leave, Listener, MAX_FINDINGS_BYTES, MAX_MESSAGE_BYTES, Outcome, PoolName, PoolPolicy,
+        PowerAnnouncement, Reason, ReasonCode, Remedy, RequiredUrl, SafeToPowerOff, SessionCounts,
+        Severity, Status, Transition, UnknownCause, UpgradeAnnouncement, UpgradeAttempt,
+        UpgradePhase, Verdict, default_check_names,
     },
 };
 use proptest::{collection::vec, prelude::*, test_runner::TestCaseError};
@@ -96,6 +96,12 @@ fn report() -> Report {
             addresses: vec!["0.0.0.0".into()],
             port: 65535,
         }],
+        cloud: Some(CloudInstance {
+            provider: "aws".into(),
+            instance_id: "i-0123456789abcdef0".into(),
+            region: "eu-west-1".into(),
+            instance_type: String::new(),
+        }),
         sessions: SessionCounts {
             active: Some(0),
             disconnected: None,
@@ -407,6 +413,20 @@ fn a_message_that_breaks_the_contract_is_refused_by_field() {
         report(&|wire| wire.policy_revision = "p".repeat(129)),
         "policy_revision: has 129 bytes; at most 128 are allowed"
     );
+}
+
+#[test]
+fn a_cloud_is_kept_clean_and_one_without_a_machine_is_none() {
+    let read = |change: &dyn Fn(&mut v1::CloudInstance)| {
+        let mut wire = v1::Report::from(report());
+        change(wire.cloud.as_mut().unwrap());
+        Report::try_from(wire).unwrap().cloud
+    };
+    assert_eq!(read(&|_| {}), report().cloud);
+    let long = read(&|wire| wire.region = "\u{1b}[31m".repeat(300)).unwrap();
+    assert!(long.region.len() <= 128 && !long.region.contains('\u{1b}'));
+    assert_eq!(read(&|wire| wire.instance_id.clear()), None);
+    assert_eq!(read(&|wire| wire.provider = " \n".to_owned()), None);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests of one host: every row and every pair of rows, the life of a host told as stories, and
 //! properties over random histories.
 
+mod about;
 mod newcomers;
 mod properties;
 mod rows;
@@ -24,6 +25,7 @@ pub(super) struct World {
     pub(super) sequence: u64,
     pub(super) boot: u32,
     pub(super) version: &'static str,
+    pub(super) cloud: Option<CloudInstance>,
     pub(super) power: PowerAnnouncement,
     pub(super) upgrade: UpgradeAnnouncement,
     /// Token of the last Welcome, as the agent keeps it.
@@ -119,6 +121,7 @@ impl World {
             sequence: 0,
             boot: 1,
             version: "0.1.0",
+            cloud: None,
             power: PowerAnnouncement::Running,
             upgrade: UpgradeAnnouncement::Silent,
             token: None,
@@ -235,6 +238,7 @@ impl World {
                 addresses: vec![],
                 port: 22,
             }],
+            cloud: self.cloud.clone(),
             sessions: SessionCounts {
                 active: Some(1),
                 disconnected: Some(0),

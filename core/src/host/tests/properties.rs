@@ -109,6 +109,7 @@ impl World {
                         results_valid: valid,
                         checks,
                         listeners: vec![],
+                        cloud: None,
                         sessions: SessionCounts::default(),
                         policy_revision: "p".into(),
                         power: PowerAnnouncement::Running,
