@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use muster_core::host::Terms;
 use muster_runtime::{
+    accept::AcceptOptions,
     config::{ConfigError, HumanDuration, invalid_value},
     telemetry::LogFormat,
 };
@@ -27,6 +28,8 @@ pub struct Config {
     pub tls: Tls,
     /// Beats, leases and the restart window.
     pub liveness: Liveness,
+    /// What one peer, and all together, may ask for.
+    pub limits: Limits,
     /// Logging.
     pub log: Log,
 }
@@ -64,6 +67,47 @@ pub struct Liveness {
     pub reconnect_window: HumanDuration,
 }
 
+/// What one peer, and all together, may ask for. Whoever asks for more is refused by name.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Live sessions of agents: twice the fleet that was measured on one broker.
+    pub sessions: usize,
+    /// Messages of one session in a second, in the long run. An agent says one in ten seconds; an
+    /// interval of 100 ms is ten a second.
+    pub messages_per_second: u32,
+    /// Connections open at once; more wait in the kernel.
+    pub connections: usize,
+    /// TLS handshakes under way at once, at most half of them from one address.
+    pub handshakes: usize,
+    /// A handshake that takes longer is ended.
+    pub handshake_timeout: HumanDuration,
+}
+
+/// Seconds whose messages a session may say at once.
+const BURST_SECONDS: u32 = 5;
+
+impl Limits {
+    /// Messages that a session may say at once.
+    #[must_use]
+    pub const fn messages_burst(&self) -> u32 {
+        self.messages_per_second.saturating_mul(BURST_SECONDS)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let accept = AcceptOptions::default();
+        Self {
+            sessions: 30_000,
+            messages_per_second: 20,
+            connections: accept.connections,
+            handshakes: accept.handshakes,
+            handshake_timeout: HumanDuration(accept.handshake_timeout),
+        }
+    }
+}
+
 /// Logging.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -83,6 +127,7 @@ impl Default for Config {
             listen: Listen::default(),
             tls: Tls::default(),
             liveness: Liveness::default(),
+            limits: Limits::default(),
             log: Log::default(),
         }
     }
@@ -165,12 +210,47 @@ impl Config {
                 "2 to 10",
             ));
         }
+        let limits = &self.limits;
+        within(
+            "limits.handshake_timeout",
+            limits.handshake_timeout,
+            millis(100),
+            seconds(60),
+        )?;
+        for (key, value, least, most) in [
+            ("limits.sessions", limits.sessions, 1, 1_000_000),
+            ("limits.connections", limits.connections, 16, 1_000_000),
+            ("limits.handshakes", limits.handshakes, 2, 65_536),
+            (
+                "limits.messages_per_second",
+                usize::try_from(limits.messages_per_second).unwrap_or(usize::MAX),
+                2,
+                10_000,
+            ),
+        ] {
+            if !(least..=most).contains(&value) {
+                let allowed = format!("{least} to {most}");
+                return Err(invalid_value(path, key, &value.to_string(), &allowed));
+            }
+        }
         if !self.listen.http.ip().is_loopback() {
             let value = self.listen.http.to_string();
             let allowed = "a loopback address: metrics are plain text";
             return Err(invalid_value(path, "listen.http", &value, allowed));
         }
         Ok(())
+    }
+
+    /// What the listener of gRPC takes.
+    #[must_use]
+    pub fn accept_options(&self) -> AcceptOptions {
+        AcceptOptions {
+            handshakes: self.limits.handshakes,
+            handshake_timeout: self.limits.handshake_timeout.0,
+            connections: self.limits.connections,
+            user_timeout: self.pace().terms.lease,
+            ..AcceptOptions::default()
+        }
     }
 
     /// What sessions are told.
@@ -222,6 +302,9 @@ mod tests {
         for (text, says) in [
             ("[liveness]\ninterval = \"10ms\"", "100ms to 5m"),
             ("[liveness]\nlease_beats = 1", "2 to 10"),
+            ("[limits]\nsessions = 0", "1 to 1000000"),
+            ("[limits]\nmessages_per_second = 1", "2 to 10000"),
+            ("[limits]\nhandshake_timeout = \"2m\"", "100ms to 1m"),
             ("[listen]\nhttp = \"0.0.0.0:7480\"", "loopback"),
             ("[liveness]\ninterval = \"soon\"", "soon"),
         ] {

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod metrics;
 pub mod policy;
+mod prober;
 pub mod registry;
 pub mod serve;
 pub mod services;

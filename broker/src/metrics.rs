@@ -24,6 +24,20 @@ pub struct RefusalReason {
     pub reason: String,
 }
 
+/// What came of a dial.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ProbeOutcome {
+    /// answered, refused, unreachable, silent.
+    pub outcome: String,
+}
+
+/// What became of a front end's report.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CountedAs {
+    /// Whether it counts, or why not.
+    pub counted: String,
+}
+
 /// All metrics of the broker.
 #[derive(Debug)]
 pub struct Metrics {
@@ -58,6 +72,26 @@ pub struct Metrics {
     pub tick_late_seconds: Gauge<f64, AtomicU64>,
     /// Hosts that this restart has not heard yet.
     pub unverified: Gauge,
+    /// Stalls and suspends of the broker that count as restarts.
+    pub stalls: Counter,
+    /// Seconds that the wall clock is ahead since it was set.
+    pub wall_clock_ahead_seconds: Gauge,
+    /// Holds in force.
+    pub holds: Gauge,
+    /// Holds that have begun.
+    pub holds_begun: Counter,
+    /// Hosts that are held.
+    pub hosts_held: Gauge,
+    /// Hosts that rest because they came and went.
+    pub hosts_held_down: Gauge,
+    /// Hosts that were told to rest.
+    pub hold_downs: Counter,
+    /// Newcomers refused because another speaks for the host.
+    pub conflicts: Counter,
+    /// Dials of session listeners by what came of them.
+    pub probes: Family<ProbeOutcome, Counter>,
+    /// Reports of front ends by what became of them.
+    pub outcomes: Family<CountedAs, Counter>,
 }
 
 impl Metrics {
@@ -103,6 +137,34 @@ impl Metrics {
             "hosts_unverified",
             "Hosts not heard since the broker's start"
         );
+        let stalls: Counter = register!(
+            "stalls",
+            "Stalls and suspends of the broker that count as restarts"
+        );
+        let wall_clock_ahead_seconds: Gauge = register!(
+            "wall_clock_ahead_seconds",
+            "Seconds that the wall clock is ahead since it was set"
+        );
+        let holds: Gauge = register!("holds", "Holds in mass losses in force");
+        let holds_begun: Counter = register!("holds_begun", "Holds in mass losses begun");
+        let hosts_held: Gauge = register!("hosts_held", "Hosts that are held in a mass loss");
+        let hosts_held_down: Gauge = register!(
+            "hosts_held_down",
+            "Hosts that rest because they came and went"
+        );
+        let hold_downs: Counter = register!("hold_downs", "Rests of hosts that came and went");
+        let conflicts: Counter = register!(
+            "identity_conflicts",
+            "Newcomers refused because another agent speaks for the host"
+        );
+        let probes: Family<ProbeOutcome, Counter> = register!(
+            "probes",
+            "The broker's dials of session listeners by what came of them"
+        );
+        let outcomes: Family<CountedAs, Counter> = register!(
+            "outcomes_reported",
+            "Reports of front ends by what became of them"
+        );
         Arc::new(Self {
             registry,
             hosts,
@@ -120,6 +182,16 @@ impl Metrics {
             store_dropped,
             tick_late_seconds,
             unverified,
+            stalls,
+            wall_clock_ahead_seconds,
+            holds,
+            holds_begun,
+            hosts_held,
+            hosts_held_down,
+            hold_downs,
+            conflicts,
+            probes,
+            outcomes,
         })
     }
 
@@ -134,6 +206,18 @@ impl Metrics {
             reason: reason.to_owned(),
         };
         self.refusals.get_or_create(&reason).inc();
+    }
+
+    /// Counts what came of a dial.
+    pub fn probed(&self, outcome: &str) {
+        let outcome = outcome.to_owned();
+        self.probes.get_or_create(&ProbeOutcome { outcome }).inc();
+    }
+
+    /// Counts what became of a front end's report.
+    pub fn counted(&self, counted: &str) {
+        let counted = counted.to_owned();
+        self.outcomes.get_or_create(&CountedAs { counted }).inc();
     }
 
     /// All metrics as Prometheus reads them (OpenMetrics text).
@@ -161,6 +245,8 @@ mod tests {
         };
         metrics.hosts.get_or_create(&pool).set(1);
         metrics.refused("HOST_UNKNOWN");
+        metrics.probed("answered");
+        metrics.counted("yes");
         let served: BTreeSet<String> = metrics
             .render()
             .lines()

@@ -4,13 +4,17 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use jiff::Timestamp;
 use muster_core::model::{
-    CheckName, CheckPace, MAX_CHECKS, PoolPolicy, RequiredUrl, Severity, UpgradingAccepts,
+    CheckName, CheckPace, MAX_CHECKS, PoolPolicy, ProbePolicy, RequiredUrl, Severity,
+    UpgradingAccepts,
 };
 use muster_runtime::config::{self, ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a policy: 64 checks and 64 URLs with comments.
 pub const POLICY_MAX_BYTES: usize = 64 * 1024;
+/// Networks and ports of one probe policy: a site's few.
+const NETWORKS_MAX: usize = 32;
+const PORTS_MAX: usize = 32;
 /// URLs of one policy.
 const URLS_MAX: usize = 64;
 /// Bounds of a check's pace: a broker cannot make a host spin, and a result must not outlive days.
@@ -35,6 +39,8 @@ struct PolicyFile {
     url: Vec<RequiredUrl>,
     /// The domain that hosts must be joined to.
     domain: DomainTable,
+    /// The broker's own dials.
+    probe: ProbeTable,
     /// Pace of checks.
     check: Vec<CheckTable>,
 }
@@ -44,6 +50,26 @@ struct PolicyFile {
 struct DomainTable {
     /// Name of the domain.
     expected: Option<String>,
+}
+
+/// Whether and how the broker itself looks whether a silent host's session listener answers.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ProbeTable {
+    /// It does.
+    enabled: bool,
+    /// Networks in which advertised addresses are dialled, and loopback or the broker's own.
+    networks: Vec<String>,
+    /// Ports that may be dialled: numbers, or ranges such as "5900-5999".
+    ports: Option<Vec<PortRange>>,
+}
+
+/// A port, or a range of ports.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum PortRange {
+    One(u16),
+    Range(String),
 }
 
 /// A check by name: one of every agent, or one of the hosts' own configuration. What it runs, and
@@ -173,9 +199,54 @@ pub fn parse(file: &Path, text: &str) -> Result<PoolPolicy, ConfigError> {
         upgrading_accepts: parsed.upgrading_accepts,
         paces,
         urls: parsed.url,
+        probe: probe(file, &parsed.probe)?,
         expected_domain: parsed.domain.expected.filter(|domain| !domain.is_empty()),
         ..default
     })
+}
+
+fn probe(file: &Path, table: &ProbeTable) -> Result<Option<ProbePolicy>, ConfigError> {
+    let wrong =
+        |key: &str, value: &str, allowed: &str| config::invalid_value(file, key, value, allowed);
+    let count = table.networks.len();
+    if count > NETWORKS_MAX {
+        let allowed = format!("at most {NETWORKS_MAX} networks");
+        return Err(wrong("probe.networks", &count.to_string(), &allowed));
+    }
+    let mut policy = ProbePolicy::default();
+    for text in &table.networks {
+        let network = text.parse().map_err(|_| {
+            let allowed = "a network such as 10.1.0.0/16 or 2001:db8::/48";
+            wrong("probe.networks", text, allowed)
+        })?;
+        policy.networks.push(network);
+    }
+    if let Some(ports) = &table.ports {
+        if ports.is_empty() || ports.len() > PORTS_MAX {
+            let allowed = format!("1 to {PORTS_MAX} ports or ranges");
+            return Err(wrong("probe.ports", &ports.len().to_string(), &allowed));
+        }
+        policy.ports.clear();
+        for port in ports {
+            let (range, shown) = match port {
+                PortRange::One(port) => (Some((*port, *port)), port.to_string()),
+                PortRange::Range(text) => (
+                    text.split_once('-').and_then(|(from, to)| {
+                        Some((from.trim().parse().ok()?, to.trim().parse().ok()?))
+                    }),
+                    text.clone(),
+                ),
+            };
+            match range {
+                Some((from, to)) if from >= 1 && from <= to => policy.ports.push((from, to)),
+                Some(_) | None => {
+                    let allowed = "a port from 1 to 65535, or a range such as \"5900-5999\"";
+                    return Err(wrong("probe.ports", &shown, allowed));
+                }
+            }
+        }
+    }
+    Ok(table.enabled.then_some(policy))
 }
 
 fn check_name(file: &Path, key: &str, name: &str) -> Result<CheckName, ConfigError> {
@@ -277,6 +348,9 @@ mod tests {
             (policy.max_sessions, policy.urls.len(), policy.paces.len()),
             (Some(12), 1, 1)
         );
+        let probe = policy.probe.unwrap();
+        assert!(probe.allows("10.20.3.4".parse().unwrap()) && probe.allows_port(5903));
+        assert!(!probe.allows_port(80));
     }
 
     #[test]
@@ -301,6 +375,10 @@ mod tests {
             ("[[check]]\nname = \"gpu\"\ninterval = \"10ms\"", "1s to 1d"),
             ("[[check]]\nname = \"GPU\"", "a-z"),
             ("[[check]]\nname = \"a\"\nfall = 0", "1 to 100"),
+            ("[probe]\nnetworks = [\"10.0.0.0/40\"]", "10.1.0.0/16"),
+            ("[probe]\nports = [0]", "1 to 65535"),
+            ("[probe]\nports = [\"9-3\"]", "5900-5999"),
+            ("[probe]\nports = []", "1 to 32"),
             ("[[url]]\nurl = \"ftp://x\"", "https://"),
             (
                 "[[check]]\nname = \"a\"\nseverity = \"fatal\"\n[severity]\na = \"fatal\"",

@@ -12,7 +12,7 @@ use std::{
 use muster_core::model::{HostName, TrustDomain};
 use muster_proto::v1;
 use muster_runtime::{
-    accept::{self, AcceptOptions, BindError, TlsIncoming, UnixIncoming},
+    accept::{self, BindError, TlsIncoming, UnixIncoming},
     clock, files,
     identity::LocalIdentity,
     shutdown::Shutdown,
@@ -27,6 +27,7 @@ use crate::{
     ca::{BROKER_LIFETIME, Ca, CaError},
     config::Config,
     metrics::Metrics,
+    prober,
     registry::{BrokerName, Registry, SessionEnd, run_ticker},
     services::{AgentEdge, ConnectionEdge, EnrollmentEdge, FleetEdge, access::AccessLayer},
     store::{
@@ -136,7 +137,6 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
     let http = accept::bind_tcp(config.listen.http)?;
     accept::raise_open_files();
     let kept = Kept::open(&config)?;
-    let pace = config.pace();
     let names = server_names(&config, grpc.local_addr()?);
     let renewal = Renewal {
         ca: kept.ca.clone(),
@@ -147,10 +147,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
         &renewal.identity()?,
         TlsVersions::default(),
     )?);
-    let options = AcceptOptions {
-        user_timeout: pace.terms.lease,
-        ..AcceptOptions::default()
-    };
+    let options = config.accept_options();
     let endpoints = Endpoints {
         grpc: grpc.local_addr()?,
         http: http.local_addr()?,
@@ -164,7 +161,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
     let cut = Shutdown::new();
     let advertised = advertised(&config, endpoints.grpc, &renewal.names);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let services = kept.services(advertised, &cut, health_service)?;
+    let services = kept.services(&config, advertised, &cut, health_service)?;
     let registry = kept.registry;
     let supervisor = Supervisor::new(shutdown.clone());
     let critical = TaskKind::Critical;
@@ -174,6 +171,11 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
         "ticker",
         critical,
         run_ticker(registry.clone(), waiting, shutdown.clone()),
+    );
+    supervisor.spawn(
+        "prober",
+        critical,
+        prober::run(registry.clone(), shutdown.clone()),
     );
     supervisor.spawn(
         "grpc",
@@ -237,6 +239,7 @@ impl Kept {
 
     fn services<H>(
         &self,
+        config: &Config,
         advertised: Vec<String>,
         cut: &Shutdown,
         health: tonic_health::pb::health_server::HealthServer<H>,
@@ -256,7 +259,8 @@ impl Kept {
                 .register_encoded_file_descriptor_set(muster_proto::DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let agent = AgentEdge::new(registry.clone(), record.trust_domain.as_str().into());
+        let domain = record.trust_domain.as_str().into();
+        let agent = AgentEdge::new(registry.clone(), domain, config.limits);
         let enrollment = EnrollmentEdge::new(registry.clone(), store.clone(), ca.clone());
         let connection = ConnectionEdge::new(registry.clone(), cut.clone());
         let fleet = FleetEdge::new(
@@ -264,6 +268,7 @@ impl Kept {
             store.clone(),
             ca.clone(),
             advertised.into(),
+            record.trust_domain.as_str().into(),
         );
         let agent = v1::agent_service_server::AgentServiceServer::new(agent)
             .max_decoding_message_size(crate::services::MESSAGE_MAX_BYTES);

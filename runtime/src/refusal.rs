@@ -72,10 +72,12 @@ reasons! {
     HOST_BANNED, PermissionDenied, RetrySlowly, "An operator banned the host.";
     IDENTITY_CONFLICT, Aborted, Retry, "Another machine uses this host's identity: the one that was here first is believed.";
     IDENTITY_IN_USE, Aborted, Retry, "The host has a session, and who holds it has not proved yet whether it lives.";
+    OUTCOME_UNKNOWN, InvalidArgument, GiveUp, "A report of an outcome names no answer that this broker gave in the last minutes.";
     HELLO_EXPECTED, FailedPrecondition, Retry, "The first message of a session was not Hello.";
     HELLO_REPEATED, FailedPrecondition, Retry, "A session said Hello twice.";
     HELLO_TIMED_OUT, DeadlineExceeded, Retry, "A session was opened and did not say Hello in time.";
     MESSAGE_INVALID, InvalidArgument, Retry, "A message breaks the contract; the metadata names the field.";
+    TOO_MANY_MESSAGES, ResourceExhausted, Retry, "A session says more messages a second than it may.";
     MESSAGE_TOO_LARGE, ResourceExhausted, Retry, "A message is over its limit.";
     SESSION_REPLACED, Aborted, Retry, "A newer session of the same host took over.";
     LEASE_OVER, DeadlineExceeded, Retry, "The broker heard nothing for the whole lease and closed the session.";
@@ -96,6 +98,7 @@ reasons! {
     POLICY_INVALID, InvalidArgument, GiveUp, "A pool's policy has a key or a value that is not allowed.";
     POLICY_TOO_SHARP, FailedPrecondition, GiveUp, "A policy would turn more than a tenth of a pool's connectable hosts to no, and was not forced.";
     HOST_NOT_CONNECTED, FailedPrecondition, GiveUp, "The host has no session with this broker just now.";
+    CONFLICT_UNKNOWN, NotFound, GiveUp, "Nothing is known of a conflict about that host.";
     DRAIN_UNKNOWN, NotFound, GiveUp, "There is no such drain.";
     DRAIN_LIMIT, ResourceExhausted, GiveUp, "The host has as many drains as it may have.";
 }

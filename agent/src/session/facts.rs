@@ -47,6 +47,8 @@ impl Board {
             agent_version: Arc::clone(&about.version),
             boot_id: Arc::clone(&about.boot_id),
             instance_id: Arc::clone(&about.instance_id),
+            // The session's, not the host's: put in where it is known.
+            resume_token: None,
             os: Arc::clone(&about.os),
             addresses: about.addresses.clone(),
             policy_revision: self.policy.revision.as_str().into(),

@@ -16,9 +16,9 @@ use muster_runtime::{
 use serde_json::json;
 
 use super::{
-    CertCommand, Command, Failure, Global, Output, RoleArg, TokenCommand,
+    CertCommand, Command, Failure, Global, HoldCommand, Output, RoleArg, TokenCommand,
     client::{connect, connection, fleet, refused},
-    pools, render,
+    pools, render, status,
 };
 use crate::{
     Config,
@@ -49,6 +49,13 @@ pub(super) async fn run(
                 ttl_ms: millis(ttl.0),
             };
             token_create(request, global, config).await?;
+        }
+        Command::Status => status::status(global, config).await?,
+        Command::Hold(HoldCommand::End { pool }) => {
+            status::end_holds(pool.unwrap_or_default(), global, config).await?;
+        }
+        Command::Trust { name, newcomer } => {
+            status::trust(name, newcomer, global, config).await?;
         }
         Command::Hosts { pool } => hosts(pool.unwrap_or_default(), global, config).await?,
         Command::Host { name } => host(name, global, config).await?,
@@ -318,7 +325,7 @@ async fn check(
     })
 }
 
-fn say(verdict: Option<v1::Verdict>, global: &Global) -> Result<(), Failure> {
+pub(super) fn say(verdict: Option<v1::Verdict>, global: &Global) -> Result<(), Failure> {
     let verdict = Verdict::try_from(verdict.unwrap_or_default())?;
     match global.output {
         Output::Json => json_line(&verdict),

@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod pools;
 mod render;
+mod status;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -89,6 +90,8 @@ pub(crate) enum Output {
 enum Command {
     /// Runs the broker until it is told to stop
     Serve,
+    /// Shows the broker's own state: what it holds back, why, and until when
+    Status,
     /// Join tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -173,6 +176,17 @@ enum Command {
         /// Name of the host
         name: String,
     },
+    /// Holds in mass losses
+    #[command(subcommand)]
+    Hold(HoldCommand),
+    /// Decides an identity conflict: believes the machine that is heard
+    Trust {
+        /// Name of the host
+        name: String,
+        /// Believe the newcomer that is refused instead
+        #[arg(long, env = "MUSTER_NEWCOMER")]
+        newcomer: bool,
+    },
     /// Pools and their policies
     #[command(subcommand)]
     Pool(PoolCommand),
@@ -228,6 +242,17 @@ enum PoolCommand {
         /// Even if it turns more than a tenth of the connectable hosts to no
         #[arg(long, env = "MUSTER_FORCE")]
         force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum HoldCommand {
+    /// Ends holds at once: hosts that are silent for longer than their lease are Unavailable
+    #[command(after_help = "Example:\n  muster-broker hold end --pool vdi")]
+    End {
+        /// Only of this pool
+        #[arg(long, env = "MUSTER_POOL")]
+        pool: Option<String>,
     },
 }
 

@@ -7,8 +7,10 @@
 
 mod cell;
 mod log;
+mod rules;
 mod ticker;
 mod unheard;
+mod verdict_id;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +24,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use muster_core::{
-    fleet::{JudgedClock, Lateness, RestartWindow, Wheel},
+    fleet::{Dial, JudgedClock, Lateness, RestartWindow, SteadyWall, Wheel},
     host::{self, Admin, Asked, Context, Effects, Event, Host, HostRecord, Terms},
     model::{Epoch, HostId, HostName, Intent, Mono, Now, PoolName, PoolPolicy, Status, Verdict},
 };
@@ -32,8 +34,10 @@ use tokio::sync::watch;
 
 pub use cell::{Cell, Mailbox, Published, SessionEnd, SessionWord, Ungreeted};
 pub use log::{Change, ChangeLog, Gone, What};
+use rules::Rules;
 pub use ticker::{Progress, run_ticker};
 use unheard::Unheard;
+use verdict_id::VerdictIds;
 
 use crate::{
     metrics::Metrics,
@@ -63,10 +67,13 @@ pub struct Registry {
     names: RwLock<BTreeMap<HostName, Arc<Cell>>>,
     log: ChangeLog,
     clock: ArcSwap<JudgedClock>,
+    /// The wall clock without its jumps: deadlines that outlive a restart go by it.
+    wall: ArcSwap<SteadyWall>,
     window: Mutex<Option<RestartWindow>>,
     /// End of the window in nanoseconds since the clock's origin, 0 when closed: for questions.
     window_ends: AtomicU64,
     wheel: Mutex<Wheel<HostId>>,
+    rules: Rules,
     /// When what was served to hosts not heard was last stored.
     charged: Mutex<Option<Mono>>,
     policies: ArcSwap<HashMap<PoolName, Arc<PoolPolicy>>>,
@@ -78,6 +85,8 @@ pub struct Registry {
     incarnation: u32,
     sessions: AtomicU64,
     verdicts: AtomicU64,
+    verdict_ids: VerdictIds,
+    started_at: jiff::Timestamp,
     progress: watch::Sender<Progress>,
     counts: Mutex<HashMap<(PoolName, Status), i64>>,
 }
@@ -160,10 +169,12 @@ impl Registry {
             by_id: papaya::HashMap::new(),
             names: RwLock::default(),
             log: ChangeLog::default(),
-            clock: ArcSwap::from_pointee(JudgedClock::new(now.mono)),
+            clock: ArcSwap::from_pointee(JudgedClock::new(now.mono, clock::awake())),
+            wall: ArcSwap::from_pointee(SteadyWall::new(now)),
             window: Mutex::new(None),
             window_ends: AtomicU64::new(0),
             wheel: Mutex::default(),
+            rules: Rules::new(pace.terms.lease, now.mono),
             charged: Mutex::default(),
             policies: ArcSwap::default(),
             default_policy: Arc::new(PoolPolicy::default()),
@@ -174,6 +185,8 @@ impl Registry {
             incarnation: who.incarnation,
             sessions: AtomicU64::new(0),
             verdicts: AtomicU64::new(0),
+            verdict_ids: VerdictIds::default(),
+            started_at: now.wall,
             progress: watch::Sender::new(Progress {
                 as_of: now.wall,
                 revision: 0,
@@ -186,6 +199,7 @@ impl Registry {
             let window = RestartWindow::open(now.mono, pace.terms.lease, pace.reconnect_window);
             registry.set_window(Some(window));
         }
+        registry.read_holds(store)?;
         let served = Unheard::read(store)?;
         for mut host in hosts {
             served.bound(&mut host, now.mono, pace);
@@ -193,7 +207,7 @@ impl Registry {
             let cell = Arc::new(Cell::new(host, 0, policy));
             registry.insert(&cell);
             // Whatever ended while the broker was down ends now, and the wheel learns the rest.
-            registry.apply(&cell, Event::Deadline);
+            registry.apply(&cell, Event::PolicyChanged);
         }
         registry.charge_unheard(now.mono);
         Ok(Arc::new(registry))
@@ -234,8 +248,10 @@ impl Registry {
         // A policy that was set in between found no cell to change.
         cell.set_policy(self.policy(&cell.published().snapshot.facts.identity.pool));
         let mut locked = cell.lock();
+        let id = locked.facts().identity.id;
         self.publish(&cell, &mut locked, effects, &self.now());
         drop(locked);
+        self.tell_rules(id, effects.standing.as_ref());
         cell
     }
 
@@ -269,6 +285,7 @@ impl Registry {
         };
         self.log.append(identity.pool, what, |_| {});
         drop(locked);
+        self.tell_rules_removed(identity.id);
     }
 
     /// The cell of a host.
@@ -311,11 +328,21 @@ impl Registry {
     /// The judged instant.
     #[must_use]
     pub fn now(&self) -> Now {
-        let real = clock::now();
+        let boot = clock::boot();
         Now {
-            mono: self.clock.load().read(real.mono),
-            wall: real.wall,
+            mono: self.clock.load().read(boot),
+            wall: self.wall.load().at(boot),
         }
+    }
+
+    /// The protocol of the listener that a dial goes to, as its host names it.
+    #[must_use]
+    pub fn protocol_of(&self, dial: &Dial) -> Option<Arc<str>> {
+        let cell = self.by_id.pin().get(&dial.id).cloned()?;
+        let published = cell.published();
+        let listeners = &published.snapshot.facts.listeners;
+        let found = listeners.iter().find(|l| l.port == dial.target.port())?;
+        Some(found.protocol.clone())
     }
 
     fn window_end(&self) -> Option<Mono> {
@@ -412,11 +439,25 @@ impl Registry {
 
     /// Takes a word for a host in: decides, publishes, tells watchers, queues what must be stored.
     pub fn apply(&self, cell: &Arc<Cell>, event: Event) -> Outcome {
+        let outcome = self.step(cell, event);
+        if outcome.effects.standing.is_some() {
+            let id = cell.published().snapshot.facts.identity.id;
+            self.tell_rules(id, outcome.effects.standing.as_ref());
+        }
+        outcome
+    }
+
+    /// One step of one host, without what the rules of the fleet make of it.
+    fn step(&self, cell: &Arc<Cell>, event: Event) -> Outcome {
         let mut locked = cell.lock();
         let now = self.now();
         let was_unverified = locked.told().confidence == muster_core::model::Confidence::Unverified;
         let policy = cell.policy();
         let reported = matches!(event, Event::Report(..));
+        let end = match event {
+            Event::Opened { .. } => SessionEnd::Replaced,
+            _ => SessionEnd::LeaseOver,
+        };
         let effects = locked.handle(event, &self.context(now, &policy));
         let ticket = self.publish(cell, &mut locked, &effects, &now);
         let heard =
@@ -429,7 +470,12 @@ impl Registry {
             window.handle_arrival(now.mono);
         }
         if let Some(epoch) = effects.close {
-            cell.close(epoch, SessionEnd::LeaseOver);
+            cell.close(epoch, end);
+        }
+        if effects.challenge {
+            cell.say(SessionWord::Resync(
+                "another agent asks for this host's session",
+            ));
         }
         Outcome { effects, ticket }
     }
@@ -455,7 +501,7 @@ impl Registry {
             self.count(&identity.pool, snapshot.status, 1);
         }
         if effects.tell {
-            let verdict = host::verdict(&snapshot, &context, self.asked(Intent::New));
+            let verdict = self.name_answer(&snapshot, &context, Intent::New);
             let what = What::Changed(Box::new(verdict));
             let pool = identity.pool.clone();
             self.log
@@ -521,13 +567,54 @@ impl Registry {
         &self.metrics
     }
 
-    fn asked(&self, intent: Intent) -> Asked<'_> {
-        let number = self.verdicts.fetch_add(1, Ordering::Relaxed);
-        Asked {
+    fn name_answer(
+        &self,
+        snapshot: &host::Snapshot,
+        context: &Context<'_>,
+        intent: Intent,
+    ) -> Verdict {
+        let asked = Asked {
             intent,
             observed_by: &self.broker_id,
-            verdict_id: format!("{}-{number}", self.incarnation),
-        }
+        };
+        let mut verdict = host::verdict(snapshot, context, asked);
+        let number = self.verdicts.fetch_add(1, Ordering::Relaxed);
+        let yes = verdict.connectable_new || verdict.connectable_reconnect;
+        verdict.verdict_id = self
+            .verdict_ids
+            .make(number, verdict.host_id, yes, context.now.mono);
+        verdict
+    }
+
+    /// The id names an answer of ours that called the host connectable, within the last minutes.
+    #[must_use]
+    pub fn has_said_yes(&self, verdict_id: &str, cell: &Cell) -> bool {
+        let host = cell.published().snapshot.facts.identity.id;
+        self.verdict_ids.said_yes(verdict_id, host, self.now().mono)
+    }
+
+    /// When this broker started.
+    #[must_use]
+    pub fn started_at(&self) -> jiff::Timestamp {
+        self.started_at
+    }
+
+    /// When the restart window opened, and when it ends as things stand; none while it is closed.
+    #[must_use]
+    pub fn window(&self) -> Option<(jiff::Timestamp, jiff::Timestamp)> {
+        let window = (*self.window.lock())?;
+        let now = self.now();
+        Some((now.wall_at(window.opened()), now.wall_at(window.ends())))
+    }
+
+    /// How long ago the broker's own tick was due, and what that means.
+    #[must_use]
+    pub fn lateness(&self) -> (Duration, Lateness) {
+        let (boot, judged) = (clock::boot(), self.clock.load());
+        (
+            judged.late(boot),
+            judged.lateness(boot, self.pace.terms.lease),
+        )
     }
 
     /// The answer about a host, for this very instant.
@@ -543,7 +630,7 @@ impl Registry {
     pub fn answer(&self, question: &Question, intent: Intent) -> Verdict {
         self.metrics.verdicts.inc();
         let snapshot = &question.published.snapshot;
-        host::verdict(snapshot, &question.context(), self.asked(intent))
+        self.name_answer(snapshot, &question.context(), intent)
     }
 
     /// The published facts of a host with the surroundings to judge them in.
@@ -551,9 +638,9 @@ impl Registry {
     /// # Errors
     /// As [`Registry::verdict`].
     pub fn question(&self, cell: &Cell) -> Result<Question, Stalled> {
-        let real = clock::now();
+        let boot = clock::boot();
         let judged = self.clock.load();
-        let broker_late = match judged.lateness(real.mono, self.pace.terms.lease) {
+        let broker_late = match judged.lateness(boot, self.pace.terms.lease) {
             Lateness::OnTime => false,
             Lateness::Late => true,
             Lateness::Stalled => return Err(Stalled),
@@ -562,8 +649,8 @@ impl Registry {
             published: cell.published(),
             policy: cell.policy(),
             now: Now {
-                mono: judged.read(real.mono),
-                wall: real.wall,
+                mono: judged.read(boot),
+                wall: self.wall.load().at(boot),
             },
             window_ends: self.window_end(),
             broker_late,

@@ -38,7 +38,7 @@ pub async fn run_ticker(
     handshakes: impl Fn() -> usize,
     shutdown: Shutdown,
 ) -> Result<(), Infallible> {
-    let mut ticks = interval(TICK);
+    let mut ticks = interval(BUCKET);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = clock::boot();
     loop {
@@ -47,7 +47,14 @@ pub async fn run_ticker(
             _ = ticks.tick() => {}
         }
         let boot = clock::boot();
-        let late = boot.since(last).saturating_sub(TICK);
+        if boot.since(last) < TICK {
+            // Between two ticks only deadlines come up: watchers are told within a bucket.
+            while registry.due(registry.now().mono, DUE_AT_ONCE) == DUE_AT_ONCE {
+                tokio::task::yield_now().await;
+            }
+            continue;
+        }
+        let late = boot.since(last).saturating_sub(TICK + BUCKET);
         registry.metrics().tick_late_seconds.set(late.as_secs_f64());
         last = boot;
         let stalled = registry.advance(boot);
@@ -56,8 +63,10 @@ pub async fn run_ticker(
                 late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
                 "the broker was stopped for a while; hosts are answered as last known"
             );
+            registry.metrics().stalls.inc();
             registry.restart_window();
         }
+        registry.tick_rules();
         registry.poll_window(handshakes() > 0);
         registry.charge_unheard(registry.now().mono);
         loop {
@@ -80,9 +89,19 @@ impl Registry {
     /// Advances judged time; true if the broker was stopped for so long that it counts as
     /// restarted.
     fn advance(&self, boot: Mono) -> bool {
-        let mut clock = **self.clock.load();
-        let tick = clock.tick(boot);
-        self.clock.store(Arc::new(clock));
+        let mut judged = **self.clock.load();
+        let tick = judged.tick(boot, clock::awake());
+        self.clock.store(Arc::new(judged));
+        let mut wall = **self.wall.load();
+        if let Some(jump) = wall.tick(clock::now()) {
+            tracing::error!(
+                jump_s = jump.as_secs(),
+                "the wall clock was set: deadlines go by the time before until the next start"
+            );
+        }
+        self.wall.store(Arc::new(wall));
+        let ahead = wall.ahead().as_secs();
+        self.metrics().wall_clock_ahead_seconds.set(ahead);
         tick.stalled
     }
 

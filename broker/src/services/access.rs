@@ -33,6 +33,7 @@ pub enum Access {
 
 const AGENTS: Access = Access::Roles(&[Role::Host]);
 const ASKERS: Access = Access::Roles(&[Role::Frontend, Role::Viewer, Role::Operator]);
+const FRONT_ENDS: Access = Access::Roles(&[Role::Frontend]);
 const LOOKERS: Access = Access::Roles(&[Role::Viewer, Role::Operator]);
 const ACTORS: Access = Access::Roles(&[Role::Operator]);
 const EVERY_ROLE: Access =
@@ -46,6 +47,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/muster.v1.ConnectionService/CheckHost", ASKERS),
     ("/muster.v1.ConnectionService/CheckHosts", ASKERS),
     ("/muster.v1.ConnectionService/WatchHosts", ASKERS),
+    ("/muster.v1.ConnectionService/ReportOutcome", FRONT_ENDS),
     ("/muster.v1.FleetService/ListFleetHosts", LOOKERS),
     ("/muster.v1.FleetService/GetHost", LOOKERS),
     ("/muster.v1.FleetService/GetHostHistory", LOOKERS),
@@ -57,6 +59,9 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/muster.v1.FleetService/ListPools", LOOKERS),
     ("/muster.v1.FleetService/PreviewPool", LOOKERS),
     ("/muster.v1.FleetService/SetPool", ACTORS),
+    ("/muster.v1.FleetService/GetBrokerStatus", LOOKERS),
+    ("/muster.v1.FleetService/EndHolds", ACTORS),
+    ("/muster.v1.FleetService/TrustHost", ACTORS),
     ("/muster.v1.FleetService/IssueCertificate", ACTORS),
     ("/grpc.health.v1.Health/Check", EVERY_ROLE),
     ("/grpc.health.v1.Health/Watch", EVERY_ROLE),
@@ -79,6 +84,8 @@ pub struct Caller {
     pub identity: Option<Identity>,
     /// Where the connection comes from.
     pub address: Option<SocketAddr>,
+    /// That is an address of this very machine.
+    pub is_local: bool,
 }
 
 impl Caller {
@@ -119,6 +126,7 @@ pub fn admit(path: &str, info: &PeerInfo) -> Result<Caller, Refusal> {
                 name: name.into(),
                 identity: None,
                 address: info.address,
+                is_local: info.is_local,
             });
         }
         Access::Roles(roles) => *roles,
@@ -150,6 +158,7 @@ pub fn admit(path: &str, info: &PeerInfo) -> Result<Caller, Refusal> {
         name: name.into(),
         identity,
         address: info.address,
+        is_local: info.is_local,
     })
 }
 
@@ -242,6 +251,7 @@ mod tests {
         };
         PeerInfo {
             address: None,
+            is_local: true,
             peer: Peer::Known(identity, "01".into()),
         }
     }
@@ -283,11 +293,13 @@ mod tests {
             let open = *access == Access::Anyone;
             let nobody = PeerInfo {
                 address: None,
+                is_local: true,
                 peer: Peer::Anonymous,
             };
             assert_eq!(admit(path, &nobody).is_ok(), open, "nobody on {path}");
             let expired = PeerInfo {
                 address: None,
+                is_local: true,
                 peer: Peer::Refused(RefusedPeer {
                     reason: refusal::CERTIFICATE_EXPIRED,
                     detail: "it ended".to_owned(),

@@ -18,16 +18,23 @@ use futures_util::{
     FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream, stream::FuturesUnordered,
 };
 use muster_core::{
-    host::{Effects, Event, Hello},
-    model::{Epoch, Role},
+    fleet::RateLimit,
+    host::{Admission, Effects, Event, Hello},
+    model::{Epoch, ResumeToken, Role},
 };
 use muster_proto::{border, v1};
-use muster_runtime::refusal::{self, Refusal};
+use muster_runtime::{
+    clock,
+    refusal::{self, Refusal},
+};
 use tokio::time::Sleep;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{access::Caller, refuse};
-use crate::registry::{Cell, Mailbox, Outcome, Registry, SessionEnd, SessionWord, Ungreeted};
+use crate::{
+    config::Limits,
+    registry::{Cell, Mailbox, Outcome, Registry, SessionEnd, SessionWord, Ungreeted},
+};
 
 /// An agent message at most: 64 checks of 4 KiB.
 pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
@@ -35,8 +42,6 @@ pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// Words that wait for the disk. An agent sends one at a time.
 const ACKS_MAX: usize = 32;
-/// Live sessions: ten times the fleet that was measured on one broker.
-const SESSIONS_MAX: usize = 30_000;
 /// Streams of one host that have not said Hello: its agent has one, a reconnect perhaps two.
 const UNGREETED_MAX: usize = 4;
 /// First try to reconnect is at random within this time, for each 1,000 hosts a second more.
@@ -51,16 +56,18 @@ pub struct AgentEdge {
     registry: Arc<Registry>,
     trust_domain: Arc<str>,
     sessions: Arc<AtomicUsize>,
+    limits: Limits,
 }
 
 impl AgentEdge {
     /// A service for `registry`.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, trust_domain: Arc<str>) -> Self {
+    pub fn new(registry: Arc<Registry>, trust_domain: Arc<str>, limits: Limits) -> Self {
         Self {
             registry,
             trust_domain,
             sessions: Arc::default(),
+            limits,
         }
     }
 
@@ -110,9 +117,11 @@ impl v1::agent_service_server::AgentService for AgentEdge {
             let refusal = Refusal::new(refusal::BROKER_BUSY, message);
             return Err(refuse(&self.registry, refusal.retry_after(HELLO_WITHIN)));
         };
-        if self.sessions.fetch_add(1, Ordering::Relaxed) >= SESSIONS_MAX {
+        let limits = self.limits;
+        if self.sessions.fetch_add(1, Ordering::Relaxed) >= limits.sessions {
             self.sessions.fetch_sub(1, Ordering::Relaxed);
-            let message = format!("this broker holds {SESSIONS_MAX} sessions, and takes no more");
+            let most = limits.sessions;
+            let message = format!("this broker holds {most} sessions, and takes no more");
             let refusal = Refusal::new(refusal::BROKER_BUSY, message);
             return Err(refuse(
                 &self.registry,
@@ -124,6 +133,12 @@ impl v1::agent_service_server::AgentService for AgentEdge {
             edge: self.clone(),
             cell,
             address: caller.address,
+            is_local: caller.is_local,
+            words: RateLimit::new(
+                limits.messages_per_second,
+                limits.messages_burst(),
+                clock::boot(),
+            ),
             inbound: Some(request.into_inner()),
             epoch: None,
             mailbox: None,
@@ -144,6 +159,9 @@ struct Session {
     edge: AgentEdge,
     cell: Arc<Cell>,
     address: Option<SocketAddr>,
+    is_local: bool,
+    /// Words that it may say.
+    words: RateLimit,
     /// None once the session is over.
     inbound: Option<Streaming<v1::AgentMessage>>,
     /// Set by Hello.
@@ -259,6 +277,13 @@ impl Session {
 
     fn hear(&mut self, message: v1::AgentMessage) -> Result<(), Refusal> {
         use v1::agent_message::Body;
+        if !self.words.take(clock::boot()) {
+            let most = self.edge.limits.messages_per_second;
+            let message = format!("a session says at most {most} messages a second");
+            return Err(
+                Refusal::new(refusal::TOO_MANY_MESSAGES, message).with("limit", most.to_string())
+            );
+        }
         let body = message.body.ok_or_else(|| {
             // A kind of message that this broker does not know decodes to nothing.
             Refusal::new(
@@ -311,18 +336,6 @@ impl Session {
         let hello: Hello = hello.try_into().map_err(bad_message)?;
         let registry = self.edge.registry.clone();
         let epoch = registry.next_epoch();
-        let Some(mailbox) = self.cell.adopt(epoch) else {
-            let removed = self.cell.is_retired();
-            return Err(ending(if removed {
-                SessionEnd::Removed
-            } else {
-                SessionEnd::Replaced
-            }));
-        };
-        self.mailbox = Some(mailbox);
-        self.hello_by = None;
-        self.ungreeted = None;
-        self.epoch = Some(epoch);
         let pace = registry.pace();
         let peer_address = self.address.map_or_else(String::new, |address| {
             // An IPv4 host is shown as one, whatever socket it came through.
@@ -336,18 +349,34 @@ impl Session {
             session.epoch = epoch.get(),
             "session opened"
         );
+        let token: [u8; 16] = rand::random();
         let event = Event::Opened {
             epoch,
             hello,
             terms: pace.terms,
             peer_address: peer_address.into(),
+            is_local: self.is_local,
+            token: ResumeToken::new(token),
         };
         let outcome = self.apply(event);
+        self.admitted(&outcome.effects, identity.name.as_str())?;
+        // From here on its end is the end of a session.
+        self.epoch = Some(epoch);
+        let Some(mailbox) = self.cell.adopt(epoch) else {
+            let removed = self.cell.is_retired();
+            return Err(ending(if removed {
+                SessionEnd::Removed
+            } else {
+                SessionEnd::Replaced
+            }));
+        };
+        self.mailbox = Some(mailbox);
+        self.hello_by = None;
+        self.ungreeted = None;
         let thousands = u32::try_from(registry.len() / 1000).unwrap_or(u32::MAX);
         let spread = RECONNECT_SPREAD
             .saturating_mul(1 + thousands)
             .min(RECONNECT_SPREAD_MAX);
-        let token: [u8; 16] = rand::random();
         self.outbox.push_back(v1::BrokerMessage {
             body: Some(v1::broker_message::Body::Welcome(v1::Welcome {
                 cluster_id: self.edge.trust_domain.to_string(),
@@ -365,6 +394,31 @@ impl Session {
         });
         self.follow(&outcome.effects);
         Ok(())
+    }
+
+    /// What the core says to a newcomer.
+    fn admitted(&self, effects: &Effects, host: &str) -> Result<(), Refusal> {
+        let (reason, message, retry_after) = match effects.admission {
+            Some(Admission::Accepted) => return Ok(()),
+            None => return Err(ending(SessionEnd::Replaced)),
+            Some(Admission::InUse { retry_after }) => (
+                refusal::IDENTITY_IN_USE,
+                format!("another agent speaks for host {host}, and is asked whether it is alive"),
+                retry_after,
+            ),
+            Some(Admission::Conflict { retry_after }) => (
+                refusal::IDENTITY_CONFLICT,
+                format!(
+                    "another agent speaks for host {host} and is alive: this machine is a copy of \
+                     it. Run `muster-agent generalize` here and enrol it as a host of its own"
+                ),
+                retry_after,
+            ),
+        };
+        self.edge.registry.metrics().conflicts.inc();
+        Err(Refusal::new(reason, message)
+            .with("host", host)
+            .retry_after(retry_after))
     }
 
     /// What the core wants of the agent.

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use muster_core::model::{HostName, PoolName};
+use muster_core::{
+    fleet::{Counted, Met},
+    model::{HostName, PoolName},
+};
 use muster_proto::v1;
 use muster_runtime::{
     refusal::{self, Refusal},
@@ -12,7 +15,7 @@ use muster_runtime::{
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::{find, intent, invalid, refuse, stalled, watch};
+use super::{access::Caller, find, intent, invalid, refuse, stalled, watch};
 use crate::registry::Registry;
 
 /// Hosts on a page unless asked otherwise.
@@ -167,5 +170,55 @@ impl v1::connection_service_server::ConnectionService for ConnectionEdge {
             &request.position,
         )?;
         Ok(Response::new(watch.into_stream().boxed()))
+    }
+
+    async fn report_outcome(
+        &self,
+        request: Request<v1::ReportOutcomeRequest>,
+    ) -> Result<Response<v1::ReportOutcomeResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let met = match request.outcome() {
+            v1::ConnectOutcome::Ok => Met::Ok,
+            v1::ConnectOutcome::Refused => Met::Refused,
+            v1::ConnectOutcome::Timeout => Met::TimedOut,
+            v1::ConnectOutcome::ProtocolError => Met::ProtocolError,
+            v1::ConnectOutcome::Unspecified => {
+                let problem = "one of ok, refused, timeout, protocol error";
+                return Err(invalid(&self.registry, "outcome", problem));
+            }
+        };
+        let cell = find(&self.registry, &request.name)?;
+        if !self.registry.has_said_yes(&request.verdict_id, &cell) {
+            let message = "no verdict of this broker from the last five minutes called this host \
+                           connectable under that id";
+            let refusal = Refusal::new(refusal::OUTCOME_UNKNOWN, message);
+            return Err(refuse(&self.registry, refusal.with("field", "verdict_id")));
+        }
+        let counted = self.registry.take_outcome(&cell, &caller.name, met);
+        let (word, counted) = match counted {
+            Counted::Yes => ("yes", v1::OutcomeCounted::Yes),
+            Counted::NotThisKind => ("not this kind", v1::OutcomeCounted::NotThisKind),
+            Counted::TooSoon => ("too soon", v1::OutcomeCounted::TooSoon),
+            Counted::Discounted => ("discounted", v1::OutcomeCounted::Discounted),
+            Counted::NoHost => {
+                // Removed in between.
+                return Err(find(&self.registry, &request.name)
+                    .err()
+                    .unwrap_or_else(|| invalid(&self.registry, "name", "the host is gone")));
+            }
+        };
+        self.registry.metrics().counted(word);
+        tracing::info!(
+            host.name = request.name,
+            front_end.name = %caller.name,
+            front_end.address = caller.address.map(tracing::field::display),
+            outcome = met.as_str(),
+            counted = word,
+            "a front end reported what it met"
+        );
+        Ok(Response::new(v1::ReportOutcomeResponse {
+            counted: counted.into(),
+        }))
     }
 }

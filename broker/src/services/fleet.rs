@@ -59,6 +59,7 @@ pub struct FleetEdge {
     pub(super) store: Arc<dyn Store>,
     ca: Arc<Ca>,
     endpoints: Arc<[String]>,
+    pub(super) trust_domain: Arc<str>,
     /// Operators' words that read, change and write are taken one at a time.
     words: Arc<Mutex<()>>,
 }
@@ -77,17 +78,19 @@ impl FleetEdge {
         store: Arc<dyn Store>,
         ca: Arc<Ca>,
         endpoints: Arc<[String]>,
+        trust_domain: Arc<str>,
     ) -> Self {
         Self {
             registry,
             store,
             ca,
             endpoints,
+            trust_domain,
             words: Arc::default(),
         }
     }
 
-    fn verdict(&self, cell: &Cell) -> Result<v1::Verdict, Status> {
+    pub(super) fn verdict(&self, cell: &Cell) -> Result<v1::Verdict, Status> {
         self.registry
             .verdict(cell, Intent::New)
             .map(Into::into)
@@ -161,7 +164,7 @@ impl FleetEdge {
         Ok(clean)
     }
 
-    fn log(&self, caller: &Caller, what: &'static str, about: &str) {
+    pub(super) fn log(&self, caller: &Caller, what: &'static str, about: &str) {
         tracing::info!(
             operator.name = %caller.name,
             operator.address = caller.address.map(tracing::field::display),
@@ -259,7 +262,7 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let owner = self.owner(&request.owner, &caller)?;
-        let now = clock::now().wall;
+        let now = self.registry.now().wall;
         let until = match request.until {
             None => None,
             Some(until) => Some(
@@ -495,6 +498,33 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
         let answer = self.set(&caller, &request).await?;
         self.log(&caller, "pool set", &request.name);
         Ok(Response::new(answer))
+    }
+
+    async fn get_broker_status(
+        &self,
+        _: Request<v1::GetBrokerStatusRequest>,
+    ) -> Result<Response<v1::GetBrokerStatusResponse>, Status> {
+        let status = Some(self.state());
+        Ok(Response::new(v1::GetBrokerStatusResponse { status }))
+    }
+
+    async fn end_holds(
+        &self,
+        request: Request<v1::EndHoldsRequest>,
+    ) -> Result<Response<v1::EndHoldsResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let ended = self.end_hold(&caller, request.get_ref())?;
+        Ok(Response::new(v1::EndHoldsResponse { ended }))
+    }
+
+    async fn trust_host(
+        &self,
+        request: Request<v1::TrustHostRequest>,
+    ) -> Result<Response<v1::TrustHostResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let _one = self.words.lock().await;
+        let verdict = Some(self.trust(&caller, request.get_ref())?);
+        Ok(Response::new(v1::TrustHostResponse { verdict }))
     }
 
     async fn issue_certificate(

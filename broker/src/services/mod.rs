@@ -6,6 +6,7 @@ mod connection;
 mod enrollment;
 mod fleet;
 mod pools;
+mod state;
 mod watch;
 
 pub use agent::MESSAGE_MAX_BYTES;

@@ -8,6 +8,8 @@ pub const FORMAT: &[u8] = b"m/format";
 pub const BROKER: &[u8] = b"m/broker";
 /// What was served without a word from hosts, while a restart window is open.
 pub const UNHEARD: &[u8] = b"m/unheard";
+/// What holds in mass losses took of the last hour.
+pub const HOLDS: &[u8] = b"m/holds";
 /// All hosts.
 pub const HOSTS: &[u8] = b"h/";
 /// What operators decided about hosts.

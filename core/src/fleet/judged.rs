@@ -17,6 +17,9 @@ const LATE: Duration = Duration::from_secs(2);
 /// A stall longer than this is a restart: nothing is known of the present.
 const STALL: Duration = Duration::from_secs(60);
 
+/// A machine that was suspended for longer than this has missed words that will not come again.
+const SUSPENDED: Duration = Duration::from_secs(5);
+
 /// How late the broker's own tick is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lateness {
@@ -42,26 +45,33 @@ pub struct Tick {
 pub struct JudgedClock {
     judged: Mono,
     ticked: Mono,
+    /// How far the boot-time clock ran ahead of the time awake at the last tick.
+    slept: Duration,
 }
 
 impl JudgedClock {
-    /// A clock that starts at `boot`, the boot-time clock's present instant.
+    /// A clock that starts at `boot`, the boot-time clock's present instant, on a machine that was
+    /// awake for `awake` since its start.
     #[must_use]
-    pub const fn new(boot: Mono) -> Self {
+    pub const fn new(boot: Mono, awake: Duration) -> Self {
         Self {
             judged: boot,
             ticked: boot,
+            slept: boot.since_origin().saturating_sub(awake),
         }
     }
 
-    /// Advances the clock; called every [`TICK`].
-    pub fn tick(&mut self, boot: Mono) -> Tick {
+    /// Advances the clock; called every [`TICK`] with the boot-time clock and the time awake.
+    pub fn tick(&mut self, boot: Mono, awake: Duration) -> Tick {
+        let slept = boot.since_origin().saturating_sub(awake);
+        let suspended = slept.saturating_sub(self.slept);
+        self.slept = slept;
         let gap = boot.since(self.ticked);
         self.judged = self.judged + gap.min(STEP_MAX);
         self.ticked = self.ticked.max(boot);
         Tick {
             now: self.judged,
-            stalled: gap > STALL,
+            stalled: gap > STALL || suspended > SUSPENDED,
         }
     }
 
@@ -71,10 +81,16 @@ impl JudgedClock {
         self.judged + boot.since(self.ticked).min(STEP_MAX)
     }
 
+    /// How long ago the next tick was due.
+    #[must_use]
+    pub fn late(&self, boot: Mono) -> Duration {
+        boot.since(self.ticked).saturating_sub(TICK)
+    }
+
     /// How late the tick is at a question.
     #[must_use]
     pub fn lateness(&self, boot: Mono, lease: Duration) -> Lateness {
-        let over = boot.since(self.ticked).saturating_sub(TICK);
+        let over = self.late(boot);
         if over > lease {
             Lateness::Stalled
         } else if over > LATE {
@@ -93,23 +109,36 @@ mod tests {
         Mono::from_origin(Duration::from_millis(ms))
     }
 
+    /// A tick of a machine that never slept.
+    fn tick(clock: &mut JudgedClock, ms: u64) -> Tick {
+        clock.tick(at(ms), Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn a_suspend_of_more_than_five_seconds_is_a_restart() {
+        let mut clock = JudgedClock::new(at(1000), Duration::from_millis(900));
+        assert!(!clock.tick(at(8000), Duration::from_millis(2900)).stalled);
+        assert!(clock.tick(at(15_000), Duration::from_millis(3900)).stalled);
+        assert!(!clock.tick(at(16_000), Duration::from_millis(4900)).stalled);
+    }
+
     #[test]
     fn a_stall_advances_judged_time_by_two_seconds_at_most() {
-        let mut clock = JudgedClock::new(at(10_000));
-        assert_eq!(clock.tick(at(11_000)).now, at(11_000));
+        let mut clock = JudgedClock::new(at(10_000), Duration::from_secs(10));
+        assert_eq!(tick(&mut clock, 11_000).now, at(11_000));
         assert_eq!(clock.read(at(11_500)), at(11_500));
         assert_eq!(clock.read(at(90_000)), at(13_000));
-        let tick = clock.tick(at(56_000));
+        let found = tick(&mut clock, 56_000);
         assert_eq!(
-            tick,
+            found,
             Tick {
                 now: at(13_000),
                 stalled: false
             }
         );
-        let tick = clock.tick(at(117_000));
+        let found = tick(&mut clock, 117_000);
         assert_eq!(
-            tick,
+            found,
             Tick {
                 now: at(15_000),
                 stalled: true
@@ -119,19 +148,19 @@ mod tests {
 
     #[test]
     fn time_never_runs_backwards_and_never_ahead_of_the_real_clock() {
-        let mut clock = JudgedClock::new(at(1000));
+        let mut clock = JudgedClock::new(at(1000), Duration::from_secs(1));
         let mut before = clock.read(at(1000));
         for boot in [1001, 1500, 2600, 2000, 9000, 9001, 9500, 200_000, 200_001] {
             let now = clock.read(at(boot));
             assert!(now >= before || boot == 2000, "{now:?} after {before:?}");
             assert!(now <= at(boot.max(2600)));
-            before = clock.tick(at(boot)).now;
+            before = tick(&mut clock, boot).now;
         }
     }
 
     #[test]
     fn lateness_has_three_steps() {
-        let clock = JudgedClock::new(at(0));
+        let clock = JudgedClock::new(at(0), Duration::ZERO);
         let lease = Duration::from_secs(35);
         assert_eq!(clock.lateness(at(3000), lease), Lateness::OnTime);
         assert_eq!(clock.lateness(at(3001), lease), Lateness::Late);

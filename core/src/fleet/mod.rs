@@ -2,6 +2,7 @@
 //! need to see more than one host.
 //!
 //! - [`JudgedClock`]: time, less the broker's own stalls.
+//! - [`SteadyWall`]: the wall clock, less its jumps.
 //! - [`Wheel`]: deadlines of many hosts.
 //! - [`RestartWindow`]: how long a restarted broker believes what it knew before.
 //! - [`Fleet`]: mass loss, flapping, the broker's own dials, what front ends met.
@@ -16,6 +17,7 @@ mod outside;
 mod probes;
 mod rate;
 mod roll;
+mod steady;
 mod wheel;
 mod window;
 
@@ -28,5 +30,6 @@ pub use outside::{Counted, Met};
 pub use probes::{Dial, DialOutcome, Purpose};
 pub use rate::RateLimit;
 pub use roll::{Alert, Command, Fleet};
+pub use steady::SteadyWall;
 pub use wheel::{BUCKET, Wheel};
 pub use window::RestartWindow;

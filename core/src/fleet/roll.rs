@@ -191,6 +191,12 @@ impl Fleet {
         self.commands.pop_front()
     }
 
+    /// A command waits.
+    #[must_use]
+    pub fn has_commands(&self) -> bool {
+        !self.commands.is_empty()
+    }
+
     /// The next thing that a person should know.
     pub fn poll_alert(&mut self) -> Option<Alert> {
         self.alerts.pop_front()

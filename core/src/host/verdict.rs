@@ -13,14 +13,12 @@ const RETRY_AT_LEAST: Duration = Duration::from_secs(1);
 const STARTING_TAKES: Duration = Duration::from_secs(5);
 
 /// What a question brings along.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
     /// What the connection is wanted for.
     pub intent: Intent,
     /// The broker that answers.
     pub observed_by: &'a str,
-    /// Name for the answer.
-    pub verdict_id: String,
 }
 
 /// Answers: is this host connectable, and if not, why and what mends it?
@@ -73,7 +71,7 @@ pub fn verdict(snapshot: &Snapshot, context: &Context<'_>, asked: Asked<'_>) -> 
             retry_after(snapshot, context, &assessed)
         },
         observed_by: asked.observed_by.to_owned(),
-        verdict_id: asked.verdict_id,
+        verdict_id: String::new(),
         listeners: facts.listeners.to_vec(),
         sessions: facts.sessions,
         safe_to_power_off: safe_to_power_off(snapshot, assessed.presence),

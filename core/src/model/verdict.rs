@@ -84,7 +84,7 @@ pub struct Verdict {
     pub retry_after: Option<Duration>,
     /// The broker that observed the host.
     pub observed_by: String,
-    /// Names this answer.
+    /// Names this answer; given by the broker that gives it.
     pub verdict_id: String,
     /// Where the host takes connections.
     pub listeners: Vec<Listener>,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use muster_core::{
     host::{Beat, Hello, Report},
     model::{
-        CloudInstance, Leave, Listener, MAX_CHECKS, PowerAnnouncement, SessionCounts,
+        CloudInstance, Leave, Listener, MAX_CHECKS, PowerAnnouncement, ResumeToken, SessionCounts,
         UpgradeAnnouncement, UpgradeAttempt, UpgradePhase, clean_text,
     },
 };
@@ -39,13 +39,15 @@ by_value!(
 );
 
 impl From<&Hello> for v1::Hello {
-    /// Without resume token: that is the session's, not the host's.
     fn from(hello: &Hello) -> Self {
         Self {
             agent_version: hello.agent_version.to_string(),
             boot_id: hello.boot_id.to_string(),
             instance_id: hello.instance_id.to_string(),
-            resume_token: Bytes::new(),
+            resume_token: hello
+                .resume_token
+                .as_ref()
+                .map_or_else(Bytes::new, |token| Bytes::copy_from_slice(token.as_bytes())),
             os: hello.os.to_string(),
             addresses: hello.addresses.clone(),
             policy_revision: hello.policy_revision.to_string(),
@@ -70,6 +72,10 @@ impl TryFrom<v1::Hello> for Hello {
             agent_version: version(&wire.agent_version),
             boot_id: required_id("boot_id", &wire.boot_id)?,
             instance_id: required_id("instance_id", &wire.instance_id)?,
+            // A token of another length is none of ours: its bearer is a stranger.
+            resume_token: <[u8; 16]>::try_from(&wire.resume_token[..])
+                .ok()
+                .map(ResumeToken::new),
             os: clean_text(&wire.os, MAX_OS_BYTES).into(),
             addresses: addresses(&wire.addresses),
             policy_revision: id("policy_revision", &wire.policy_revision)?,

@@ -72,6 +72,7 @@ fn hello() -> Hello {
     Hello {
         agent_version: "1.0.0".into(),
         boot_id: "b".into(),
+        resume_token: Some(muster_core::model::ResumeToken::new([9; 16])),
         instance_id: "i".into(),
         os: "Debian GNU/Linux 12 (bookworm)".into(),
         addresses: vec!["192.0.2.1".into(), "2001:db8::1".into()],

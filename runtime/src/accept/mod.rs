@@ -48,6 +48,8 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub struct PeerInfo {
     /// Address that the connection comes from; none over a Unix socket.
     pub address: Option<SocketAddr>,
+    /// It comes from an address of this very machine.
+    pub is_local: bool,
     /// Who it is.
     pub peer: Peer,
 }

@@ -250,6 +250,9 @@ async fn handshake(
     options: AcceptOptions,
 ) -> io::Result<(TlsStream<TcpStream>, PeerInfo)> {
     set_options(&stream, options.user_timeout)?;
+    let is_local = stream
+        .local_addr()
+        .is_ok_and(|local| local.ip().to_canonical() == address.ip().to_canonical());
     // One session for the handshake and its judgement: a configuration that is exchanged in
     // between does not judge by other roots than were asked for.
     let session = tls.current();
@@ -259,6 +262,7 @@ async fn handshake(
     let peer = session.judge(stream.get_ref().1.peer_certificates(), now);
     let info = PeerInfo {
         address: Some(address),
+        is_local,
         peer,
     };
     Ok((stream, info))

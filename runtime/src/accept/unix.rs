@@ -123,6 +123,7 @@ impl Acceptor {
                 Ok((uid, stream)) => {
                     let info = PeerInfo {
                         address: None,
+                        is_local: true,
                         peer: Peer::Local { uid },
                     };
                     return UnixIo {

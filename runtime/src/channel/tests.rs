@@ -537,6 +537,7 @@ async fn a_unix_socket_carries_the_user_of_its_peer() {
     let uid = rustix::process::geteuid().as_raw();
     let local = PeerInfo {
         address: None,
+        is_local: true,
         peer: Peer::Local { uid },
     };
     assert_eq!(*service.seen.lock().unwrap(), [local]);

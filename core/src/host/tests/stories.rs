@@ -798,7 +798,6 @@ fn safe_to_power_off_has_three_values() {
     let asked = || Asked {
         intent: Intent::New,
         observed_by: "b",
-        verdict_id: "v".into(),
     };
     let cases = [
         (Some(0), Some(0), SafeToPowerOff::Yes),
@@ -831,7 +830,6 @@ fn a_verdict_is_valid_only_until_time_alone_may_change_it() {
     let asked = || Asked {
         intent: Intent::New,
         observed_by: "b",
-        verdict_id: "v".into(),
     };
     let fresh = verdict(&world.host.snapshot(), &world.context(), asked());
     assert_eq!((fresh.valid_for, fresh.retry_after), (secs(10), None));
