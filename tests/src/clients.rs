@@ -163,6 +163,10 @@ impl Credentials {
         })
     }
 
+    pub(crate) fn tls(&self) -> &ClientTls {
+        &self.tls
+    }
+
     /// A connection of its own.
     ///
     /// # Errors

@@ -4,28 +4,35 @@
 //! A light agent is one task. It connects, says Hello, reports, beats at the interval that Welcome
 //! dictates, and connects again when its stream ends, until it is killed, silenced or told to leave.
 
-use std::time::Duration;
+mod listener;
+mod runner;
+mod wire;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result, ensure};
-use muster_proto::v1::{
-    CheckOutcome, PowerKind, Report, UpgradeState, agent_message::Body, broker_message,
-};
+use muster_proto::v1::{CheckOutcome, PowerKind, UpgradeState};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::Instant,
 };
 use tonic::Status;
 
+pub use self::listener::{ListenerKind, SessionListener, Speaks};
+use self::{
+    runner::{CurrentWire, Done, Order, Runner},
+    wire::Wire,
+};
 use crate::{
     broker::Broker,
     clients::Credentials,
-    session::{Session, plain_hello, plain_report},
+    session::{plain_hello, plain_report},
     wait,
 };
-
-/// Between two tries to connect: short, because tests wait for it; agents proper back off.
-const RECONNECT_AFTER: Duration = Duration::from_millis(50);
 
 /// Orders under way to a light agent: a test gives one and waits for its end.
 const ORDERS: usize = 4;
@@ -38,6 +45,8 @@ const ENROLMENTS: usize = 8;
 pub struct State {
     /// Its full report is acknowledged in the present session.
     pub reported: bool,
+    /// When it last came to be so.
+    pub reported_at: Option<Instant>,
     /// Epoch of the last session.
     pub epoch: u64,
     /// Sessions there have been.
@@ -48,14 +57,25 @@ pub struct State {
     pub refused: Option<Status>,
 }
 
-enum Order {
-    Report(Box<Report>, oneshot::Sender<Result<()>>),
-    Leave(PowerKind, oneshot::Sender<Result<()>>),
-    Upgrade(UpgradeState, oneshot::Sender<Result<()>>),
-    /// Keeps the stream open and says nothing more.
-    Silence,
-    /// Drops the connection and connects again.
-    Reconnect,
+/// How a light agent comes back when a session has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Manner {
+    /// At once, again and again: for tests that wait for it.
+    #[default]
+    Hurried,
+    /// As agents proper do: spread at random, then with growing pauses.
+    AsAgents,
+}
+
+/// What a light agent is like beside its identity.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traits {
+    /// Address that it connects from and has its listener on; none for whatever the system takes.
+    pub address: Option<IpAddr>,
+    /// Its session listener; needs an address.
+    pub listener: Option<ListenerKind>,
+    /// How it comes back.
+    pub manner: Manner,
 }
 
 /// One light agent.
@@ -69,6 +89,8 @@ pub struct LightAgent {
     pub credentials: Credentials,
     orders: mpsc::Sender<Order>,
     state: watch::Receiver<State>,
+    wire: CurrentWire,
+    listener: Option<SessionListener>,
     task: JoinHandle<()>,
 }
 
@@ -119,14 +141,39 @@ impl LightAgent {
     /// Starts an agent for an enrolled host.
     #[must_use]
     pub fn start(credentials: Credentials) -> Self {
+        Self::launch(credentials, Traits::default(), None)
+    }
+
+    /// Starts an agent with traits of its own for an enrolled host.
+    ///
+    /// # Errors
+    /// When its session listener cannot be opened.
+    pub fn start_with(credentials: Credentials, traits: Traits) -> Result<Self> {
+        let listener = match (traits.address, traits.listener) {
+            (Some(address), Some(kind)) => Some(SessionListener::open(address, kind)?),
+            (None, Some(_)) => anyhow::bail!("a session listener needs an address"),
+            (_, None) => None,
+        };
+        Ok(Self::launch(credentials, traits, listener))
+    }
+
+    fn launch(credentials: Credentials, traits: Traits, listener: Option<SessionListener>) -> Self {
         let (orders, order_rx) = mpsc::channel(ORDERS);
         let (state_tx, state) = watch::channel(State::default());
+        let wire: CurrentWire = Arc::new(Mutex::new(Arc::new(Wire::default())));
+        let mut report = plain_report(&[]);
+        if let (Some(address), Some(kind)) = (traits.address, traits.listener) {
+            report.listeners = vec![kind.announced(address)];
+        }
         let runner = Runner {
             credentials: credentials.clone(),
-            boot_id: uuid::Uuid::from_u128(rand::random()).to_string(),
-            report: plain_report(&[]),
+            address: traits.address,
+            manner: traits.manner,
+            hello: plain_hello(&uuid::Uuid::from_u128(rand::random()).to_string()),
+            report,
             orders: order_rx,
             state: state_tx,
+            wire: Arc::clone(&wire),
         };
         Self {
             name: credentials.name.clone(),
@@ -134,6 +181,8 @@ impl LightAgent {
             credentials,
             orders,
             state,
+            wire,
+            listener,
             task: tokio::spawn(runner.run()),
         }
     }
@@ -220,14 +269,40 @@ impl LightAgent {
         .await
     }
 
-    /// Drops the connection without a word, for ever: a machine that died.
-    pub async fn kill(self) {
-        self.task.abort();
-        // An aborted task gives an error, which is what was asked for.
-        drop(self.task.await);
+    /// Breaks the connection and has it connect again at once, without waiting for that.
+    pub fn break_wire(&self) {
+        // An agent that is between two sessions has no connection to break.
+        drop(self.orders.try_send(Order::Reconnect));
     }
 
-    async fn order(&self, order: impl FnOnce(oneshot::Sender<Result<()>>) -> Order) -> Result<()> {
+    /// Keeps stream and listener open, but neither reads nor writes nor takes a connection from
+    /// here on: a process that hangs.
+    pub fn freeze(&self) {
+        self.current_wire().freeze();
+        if let Some(listener) = &self.listener {
+            listener.freeze();
+        }
+    }
+
+    /// Closes its sockets without a word, for ever: a process that was killed.
+    pub async fn kill(self) {
+        self.current_wire().cut();
+        self.task.abort();
+        if let Some(listener) = self.listener {
+            listener.close().await;
+        }
+        // An aborted task gives an error, which is what was asked for.
+        drop(self.task.await);
+        // It may have been about to connect.
+        let wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+        wire.cut();
+    }
+
+    fn current_wire(&self) -> Arc<Wire> {
+        Arc::clone(&self.wire.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn order(&self, order: impl FnOnce(Done) -> Order) -> Result<()> {
         let (done, answer) = oneshot::channel();
         ensure!(
             self.orders.send(order(done)).await.is_ok(),
@@ -237,124 +312,5 @@ impl LightAgent {
         wait::within("an order to be carried out", wait::PATIENCE, answer)
             .await?
             .context("the session ended meanwhile")?
-    }
-}
-
-struct Runner {
-    credentials: Credentials,
-    boot_id: String,
-    report: Report,
-    orders: mpsc::Receiver<Order>,
-    state: watch::Sender<State>,
-}
-
-enum Event {
-    Beat,
-    Order(Option<Box<Order>>),
-    Word(Box<Result<broker_message::Body, Status>>),
-}
-
-impl Runner {
-    async fn run(mut self) {
-        loop {
-            let ended = self.session().await;
-            self.state.send_modify(|state| {
-                state.reported = false;
-                if let Err(status) = ended {
-                    state.refused = Some(status);
-                }
-            });
-            if self.orders.is_closed() {
-                return;
-            }
-            tokio::time::sleep(RECONNECT_AFTER).await;
-        }
-    }
-
-    /// One session, to its end.
-    async fn session(&mut self) -> Result<(), Status> {
-        let channel = self.credentials.connect().await.map_err(failed)?;
-        let hello = plain_hello(&self.boot_id);
-        let (mut session, welcome) = Session::hello(channel, hello).await?;
-        self.state.send_modify(|state| {
-            state.epoch = welcome.epoch;
-            state.sessions += 1;
-        });
-        session.report(self.report.clone()).await.map_err(failed)?;
-        self.state.send_modify(|state| state.reported = true);
-
-        let pace = Duration::from_millis(welcome.interval_ms.max(1));
-        // The first beat at random within the interval, so that a fleet does not beat in step.
-        let first = pace.mul_f64(rand::random::<f64>());
-        let mut beats = interval_at(Instant::now() + first, pace.mul_f64(13.0 / 14.0));
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut silent = false;
-        loop {
-            let event = tokio::select! {
-                _ = beats.tick() => Event::Beat,
-                order = self.orders.recv() => Event::Order(order.map(Box::new)),
-                word = session.next() => Event::Word(Box::new(word)),
-            };
-            match event {
-                Event::Beat if silent => {}
-                Event::Beat => {
-                    let beat = session.beat(&self.report);
-                    if session.say_if_free(Body::Beat(beat)) {
-                        self.state.send_modify(|state| state.beats += 1);
-                    }
-                }
-                Event::Order(None) => return Ok(()),
-                Event::Order(Some(order)) => match *order {
-                    Order::Reconnect => return Ok(()),
-                    Order::Silence => silent = true,
-                    order => self.carry_out(&mut session, order).await,
-                },
-                Event::Word(word) => self.handle_word(&mut session, (*word)?).await?,
-            }
-        }
-    }
-
-    async fn carry_out(&mut self, session: &mut Session, order: Order) {
-        let (result, done) = match order {
-            Order::Report(report, done) => {
-                self.report = *report;
-                (session.report(self.report.clone()).await, done)
-            }
-            Order::Leave(kind, done) => {
-                self.report.power = Some(crate::session::power(kind));
-                (session.leave(kind).await, done)
-            }
-            Order::Upgrade(upgrade, done) => {
-                self.report.upgrade = Some(upgrade.clone());
-                (session.upgrade(upgrade).await, done)
-            }
-            Order::Silence | Order::Reconnect => return,
-        };
-        // Who gave the order may have given up waiting.
-        drop(done.send(result));
-    }
-
-    async fn handle_word(
-        &self,
-        session: &mut Session,
-        word: broker_message::Body,
-    ) -> Result<(), Status> {
-        match word {
-            broker_message::Body::Resync(_) => {
-                session.report(self.report.clone()).await.map_err(failed)
-            }
-            // A light agent has one policy and performs no directives.
-            broker_message::Body::Welcome(_)
-            | broker_message::Body::Ack(_)
-            | broker_message::Body::Directive(_) => Ok(()),
-        }
-    }
-}
-
-/// Keeps a refusal's code and details if the error is one.
-fn failed(error: anyhow::Error) -> Status {
-    match error.downcast::<Status>() {
-        Ok(status) => status,
-        Err(error) => Status::unavailable(format!("{error:#}")),
     }
 }
