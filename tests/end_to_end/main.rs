@@ -17,4 +17,5 @@ mod real_agent;
 mod restarts;
 mod start_up;
 mod support;
+mod swarm;
 mod verdicts;

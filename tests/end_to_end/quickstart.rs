@@ -1,6 +1,6 @@
 //! The quickstart as a newcomer runs it.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use muster_tests::{
@@ -9,6 +9,8 @@ use muster_tests::{
 };
 use tokio::process::Command;
 
+use crate::support::nothing_is_left;
+
 /// How long it may take: seconds, and a build if somebody edits meanwhile.
 const LIMIT: Duration = Duration::from_secs(150);
 
@@ -16,24 +18,6 @@ fn quickstart(temporary: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quickstart"));
     command.args(arguments).env("TMPDIR", temporary);
     command
-}
-
-/// No file of it is left, and no process that works in its folder.
-fn nothing_is_left(temporary: &Path) -> Result<()> {
-    let files: Vec<_> = fs::read_dir(temporary)?.collect();
-    ensure!(files.is_empty(), "left: {files:?}");
-    for process in fs::read_dir("/proc")? {
-        let process = process?.path();
-        // Those of others cannot be read, and some end meanwhile.
-        if let Ok(folder) = fs::read_link(process.join("cwd")) {
-            ensure!(
-                !folder.starts_with(temporary),
-                "{} is left",
-                process.display()
-            );
-        }
-    }
-    Ok(())
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! What several test modules say to each other.
 
+use std::{fs, path::Path};
+
 use anyhow::{Context, Result, ensure};
 use muster_proto::v1::{HostStatus, Verdict, watch_hosts_response::Event};
 use muster_runtime::refusal::Refusal;
@@ -121,4 +123,22 @@ impl Watch {
         }
         Ok(())
     }
+}
+
+/// Asserts that no file is left in this folder, and no process that works in it.
+pub(crate) fn nothing_is_left(temporary: &Path) -> Result<()> {
+    let files: Vec<_> = fs::read_dir(temporary)?.collect();
+    ensure!(files.is_empty(), "left: {files:?}");
+    for process in fs::read_dir("/proc")? {
+        let process = process?.path();
+        // Those of others cannot be read, and some end meanwhile.
+        if let Ok(folder) = fs::read_link(process.join("cwd")) {
+            ensure!(
+                !folder.starts_with(temporary),
+                "{} is left",
+                process.display()
+            );
+        }
+    }
+    Ok(())
 }

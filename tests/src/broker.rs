@@ -91,6 +91,8 @@ pub struct Broker {
 pub struct Folder {
     path: PathBuf,
     own_group: bool,
+    /// The program; that of the sources if none.
+    broker: Option<PathBuf>,
     // Goes last, with all that is in it; none for a folder that is kept.
     _temporary: Option<TempDir>,
 }
@@ -108,6 +110,7 @@ impl Folder {
         Ok(Self {
             path: temporary.path().to_owned(),
             own_group: false,
+            broker: None,
             _temporary: Some(temporary),
         })
     }
@@ -121,6 +124,7 @@ impl Folder {
         Ok(Self {
             path: path.canonicalize()?,
             own_group: false,
+            broker: None,
             _temporary: None,
         })
     }
@@ -130,6 +134,13 @@ impl Folder {
     #[must_use]
     pub fn in_own_group(mut self) -> Self {
         self.own_group = true;
+        self
+    }
+
+    /// The same, with this program as the broker, or that of the sources.
+    #[must_use]
+    pub fn with_broker(mut self, program: Option<&Path>) -> Self {
+        self.broker = program.map(Path::to_owned);
         self
     }
 
@@ -189,7 +200,10 @@ impl Folder {
     /// # Errors
     /// When the binary cannot be built.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = binaries::command(&binaries::fresh()?.broker);
+        let mut command = match &self.broker {
+            Some(program) => binaries::command(program),
+            None => binaries::command(&binaries::fresh()?.broker),
+        };
         command
             .args(arguments)
             .arg("--config")
