@@ -41,7 +41,7 @@ async fn play(arguments: &str) -> Result<(Output, Value)> {
         report["false_unavailable"] == 0 && report["false_not_connectable"] == 0,
         "{output:?}"
     );
-    ensure!(output.stdout.contains("false"), "{}", output.stdout);
+    ensure!(output.stdout.contains("commit"), "{}", output.stdout);
     Ok((output, report))
 }
 
@@ -126,6 +126,39 @@ async fn a_stopped_broker_is_told_of_who_died_meanwhile() -> Result<()> {
 async fn all_come_back_to_a_broker_that_was_killed() -> Result<()> {
     let (_, report) = play("reconnect").await?;
     came_back(&report, 1)
+}
+
+#[tokio::test]
+async fn the_broker_is_held_against_a_bare_server() -> Result<()> {
+    let (_, report) = play("beside --sizes 20 --for 2s").await?;
+    let compared = report["compared"].as_array().context("nothing compared")?;
+    ensure!(compared.len() == 1, "{report}");
+    for compared in compared {
+        let costs = compared["costs"].as_array().context("no costs")?;
+        let servers: Vec<_> = costs.iter().map(|cost| &cost["server"]).collect();
+        ensure!(servers == ["broker", "bare"], "{report}");
+        for cost in costs {
+            ensure!(cost["steady"]["beats"].as_u64() > Some(10), "{report}");
+            ensure!(
+                cost["memory"]["per_agent_kib"].as_f64() > Some(1.0),
+                "{report}"
+            );
+        }
+        ensure!(compared["memory_ratio"].as_f64() > Some(0.0), "{report}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn questions_are_held_against_a_rpc_that_does_nothing() -> Result<()> {
+    let (_, report) = play("questions --for 1s --rounds 1").await?;
+    let asked = report["asked"].as_array().context("nothing asked")?;
+    ensure!(asked.len() == 2, "{report}");
+    for asked in asked {
+        ensure!(asked["time"]["count"].as_u64() > Some(10), "{report}");
+    }
+    ensure!(report["asked_ratio"].as_f64() > Some(0.0), "{report}");
+    Ok(())
 }
 
 #[tokio::test]

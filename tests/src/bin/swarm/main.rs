@@ -7,11 +7,14 @@
 //! Agents live in this process; where they need more open files than one process may have, in
 //! children of it (`worker`). Whatever it starts ends with it.
 
+mod bare;
+mod beside;
 mod crew;
 mod identities;
 mod meter;
 mod options;
 mod progress;
+mod questions;
 mod real;
 mod report;
 mod scripts;
@@ -67,8 +70,12 @@ fn main() -> ExitCode {
 
 /// Plays the script to its end, or until somebody ends it. All as it must be?
 async fn run(script: &Script) -> Result<bool> {
+    match script {
+        Script::Worker => worker::serve_parent().await?,
+        Script::Bare(arguments) => bare::serve(arguments).await?,
+        _ => {}
+    }
     let Some(common) = script.common() else {
-        worker::serve_parent().await?;
         return Ok(true);
     };
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -89,6 +96,9 @@ async fn run(script: &Script) -> Result<bool> {
 
 async fn perform(script: &Script, common: &Common) -> Result<Report> {
     let progress = Progress::new();
+    if let Script::Beside(beside) = script {
+        return beside::run(beside, begin(script, common), &progress).await;
+    }
     let mut stage = Stage::set_up(common, begin(script, common), &progress).await?;
     progress.say(script.name());
     scripts::play(script, &mut stage).await?;

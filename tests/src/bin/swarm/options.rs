@@ -40,9 +40,16 @@ pub(crate) enum Script {
     Reconnect(Reconnect),
     /// The broker is killed and started again and again beside a dead host.
     CrashLoop(CrashLoop),
+    /// The broker beside a bare stream server: processor time of a beat, memory of an agent.
+    Beside(Beside),
+    /// `CheckHost` beside a rpc that does nothing.
+    Questions(Questions),
     /// Takes a share of the agents; started by the others.
     #[command(hide = true)]
     Worker,
+    /// The bare stream server; started by `beside`.
+    #[command(hide = true)]
+    Bare(Bare),
 }
 
 /// What every script has.
@@ -178,6 +185,55 @@ pub(crate) struct CrashLoop {
     pub(crate) within: Option<HumanDuration>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Beside {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Numbers of agents, instead of `--agents`.
+    #[arg(long, default_value = "1000", value_name = "N", value_delimiter = ',')]
+    pub(crate) sizes: Vec<usize>,
+    /// How long beats are counted, each time.
+    #[arg(long = "for", default_value = "1m", value_name = "TIME")]
+    pub(crate) length: HumanDuration,
+    /// How often each is measured, in turns.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) rounds: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Questions {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// How long each rpc is called, each time.
+    #[arg(long = "for", default_value = "10s", value_name = "TIME")]
+    pub(crate) length: HumanDuration,
+    /// How often each is measured, in turns.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub(crate) rounds: u32,
+    /// Connections that the callers share.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub(crate) connections: usize,
+    /// Callers at once, each with one call under way.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub(crate) callers: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bare {
+    /// Data folder of the broker whose CA gives the certificate.
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    /// Trust domain of that CA.
+    #[arg(long)]
+    pub(crate) trust_domain: String,
+    /// Interval that agents are told.
+    #[arg(long)]
+    pub(crate) interval_ms: u64,
+    /// Lease that agents are told.
+    #[arg(long)]
+    pub(crate) lease_ms: u64,
+}
+
 impl Script {
     /// Its name on the command line.
     pub(crate) fn name(&self) -> &'static str {
@@ -189,11 +245,14 @@ impl Script {
             Self::Stop(_) => "stop",
             Self::Reconnect(_) => "reconnect",
             Self::CrashLoop(_) => "crash-loop",
+            Self::Beside(_) => "beside",
+            Self::Questions(_) => "questions",
             Self::Worker => "worker",
+            Self::Bare(_) => "bare",
         }
     }
 
-    /// What every script has; a worker has nothing.
+    /// What every script has; children have nothing.
     pub(crate) fn common(&self) -> Option<&Common> {
         match self {
             Self::Steady(script) => Some(&script.common),
@@ -202,7 +261,9 @@ impl Script {
             Self::Stop(script) => Some(&script.common),
             Self::Reconnect(script) => Some(&script.common),
             Self::CrashLoop(script) => Some(&script.common),
-            Self::Worker => None,
+            Self::Beside(script) => Some(&script.common),
+            Self::Questions(script) => Some(&script.common),
+            Self::Worker | Self::Bare(_) => None,
         }
     }
 }

@@ -54,6 +54,15 @@ pub(crate) struct Report {
     /// Times that all connections or the broker went away.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub(crate) returns: Vec<Return>,
+    /// The broker beside the bare server, at each size.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(crate) compared: Vec<Compared>,
+    /// Questions that were asked, round by round.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(crate) asked: Vec<Asked>,
+    /// Throughput of `CheckHost` beside that of the rpc that does nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) asked_ratio: Option<f64>,
     /// Hosts told Unavailable that nobody had harmed.
     pub(crate) false_unavailable: usize,
     /// Hosts told not connectable for new sessions that nobody had harmed.
@@ -133,6 +142,67 @@ pub(crate) struct Return {
     pub(crate) confirmed_ms: Option<u64>,
 }
 
+/// The broker beside the bare server with so many agents.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Compared {
+    pub(crate) agents: usize,
+    /// Each time that one was measured.
+    pub(crate) costs: Vec<Cost>,
+    /// Processor time of a beat, microseconds, as measured over all rounds.
+    pub(crate) broker_us: f64,
+    pub(crate) bare_us: f64,
+    /// The broker's beside the bare server's.
+    pub(crate) cpu_ratio: f64,
+    /// Memory of an agent, KiB, mean of all rounds.
+    pub(crate) broker_kib: f64,
+    pub(crate) bare_kib: f64,
+    /// The broker's beside the bare server's.
+    pub(crate) memory_ratio: f64,
+}
+
+/// What a server cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    /// `broker` or `bare`.
+    pub(crate) server: String,
+    pub(crate) steady: Steady,
+    pub(crate) memory: Memory,
+}
+
+/// One rpc, asked for a time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    pub(crate) rpc: String,
+    pub(crate) per_second: f64,
+    /// Processor time of the broker for each call, microseconds.
+    pub(crate) server_us_per_call: f64,
+    pub(crate) time: Latency,
+}
+
+impl Compared {
+    /// Of what both cost.
+    pub(crate) fn of(agents: usize, costs: Vec<Cost>) -> Self {
+        let mean = |server: &str, value: fn(&Cost) -> f64| {
+            let of = || costs.iter().filter(|cost| cost.server == server);
+            of().map(value).sum::<f64>() / as_f64(of().count() as u64).max(1.0)
+        };
+        let us = |cost: &Cost| cost.steady.server_us_per_beat;
+        let kib = |cost: &Cost| cost.memory.per_agent_kib;
+        let (broker_us, bare_us) = (mean("broker", us), mean("bare", us));
+        let (broker_kib, bare_kib) = (mean("broker", kib), mean("bare", kib));
+        Self {
+            agents,
+            broker_us,
+            bare_us,
+            cpu_ratio: ratio(broker_us, bare_us),
+            broker_kib,
+            bare_kib,
+            memory_ratio: ratio(broker_kib, bare_kib),
+            costs,
+        }
+    }
+}
+
 impl Latency {
     /// Of these times; none if there are none.
     pub(crate) fn of(mut times: Vec<Duration>) -> Option<Self> {
@@ -166,6 +236,11 @@ impl Steady {
             swarm_us_per_beat: each(swarm),
         }
     }
+}
+
+/// One beside the other; 0 where a run was too short to measure the other.
+fn ratio(one: f64, other: f64) -> f64 {
+    if other > 0.0 { one / other } else { 0.0 }
 }
 
 /// Counts of a run are far below what 32 bits hold.

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::{
     identities::Identities,
     options::{self, Script},
+    questions,
     report::{Harmed, Latency, Return},
     stage::{Stage, as_u64},
     worker::{Order, now},
@@ -33,7 +34,9 @@ pub(crate) async fn play(script: &Script, stage: &mut Stage<'_>) -> Result<()> {
         Script::Stop(script) => stop(script, stage).await,
         Script::Reconnect(script) => reconnect(script, stage).await,
         Script::CrashLoop(script) => crash_loop(script, stage).await,
-        Script::Worker => Ok(()),
+        Script::Questions(script) => questions::run(script, stage).await,
+        // Played without a stage.
+        Script::Beside(_) | Script::Worker | Script::Bare(_) => Ok(()),
     }
 }
 

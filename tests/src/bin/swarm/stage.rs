@@ -13,13 +13,14 @@ use muster_tests::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    beside::memory,
     crew::Crew,
     identities::Identities,
     meter,
     options::Common,
     progress::Progress,
     real::RealAgent,
-    report::{Amount, Memory, Report, Steady},
+    report::{Amount, Report, Steady},
     watcher::{Seen, Watch},
     worker::{self, Start, Totals, now},
 };
@@ -81,8 +82,7 @@ impl<'a> Stage<'a> {
 
         let mut crew = Crew::new(common.agents, common.listeners.is_some(), common.processes)?;
         report.processes = crew.processes();
-        let block = u32::from(rand::random::<u8>()) << BLOCK_BITS;
-        let addresses = Ipv4Addr::from_bits(BLOCKS.to_bits() | block);
+        let addresses = block_of_addresses();
         let web = Target::web_server().await?;
         let mut real = Vec::new();
         for number in 0..common.real {
@@ -129,9 +129,7 @@ impl<'a> Stage<'a> {
     }
 
     async fn connected(&mut self, begun: Instant) -> Result<()> {
-        let pace = f64::from(self.common.per_second.max(1));
-        let agents = u32::try_from(self.alive)?;
-        let limit = Duration::from_secs_f64(f64::from(agents) / pace) + SLACK;
+        let limit = connect_limit(self.common, self.alive)?;
         let (alive, hosts) = (as_u64(self.alive), self.hosts);
         self.until("connected", limit, |totals, seen| {
             (totals.reported == alive && seen.confirmed() == hosts).then_some(())
@@ -150,14 +148,7 @@ impl<'a> Stage<'a> {
 
     fn measure_memory(&mut self, empty_kib: u64) -> Result<()> {
         let used = meter::usage(self.broker_id()?)?;
-        let hosts = f64::from(u32::try_from(self.hosts)?.max(1));
-        let grown = f64::from(u32::try_from(used.rss_kib.saturating_sub(empty_kib))?);
-        self.report.memory = Some(Memory {
-            empty_kib,
-            connected_kib: used.rss_kib,
-            connected_pss_kib: used.pss_kib,
-            per_agent_kib: grown / hosts,
-        });
+        self.report.memory = Some(memory(used, empty_kib, self.hosts)?);
         Ok(())
     }
 
@@ -267,7 +258,20 @@ pub(crate) fn as_u64(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-fn build(common: &Common, progress: &Progress) -> Result<()> {
+/// How long it may take until so many agents are connected.
+pub(crate) fn connect_limit(common: &Common, agents: usize) -> Result<Duration> {
+    let pace = f64::from(common.per_second.max(1));
+    let agents = f64::from(u32::try_from(agents)?);
+    Ok(Duration::from_secs_f64(agents / pace) + SLACK)
+}
+
+/// The first address of a block at random.
+pub(crate) fn block_of_addresses() -> Ipv4Addr {
+    let block = u32::from(rand::random::<u8>()) << BLOCK_BITS;
+    Ipv4Addr::from_bits(BLOCKS.to_bits() | block)
+}
+
+pub(crate) fn build(common: &Common, progress: &Progress) -> Result<()> {
     match &common.broker {
         Some(broker) => ensure!(broker.is_file(), "{} is no file", broker.display()),
         None => {
@@ -286,7 +290,7 @@ async fn start_broker(common: &Common) -> Result<Broker> {
     start_in(common, folder).await
 }
 
-async fn start_in(common: &Common, folder: Folder) -> Result<Broker> {
+pub(crate) async fn start_in(common: &Common, folder: Folder) -> Result<Broker> {
     let folder = folder.in_own_group().with_broker(common.broker.as_deref());
     let [a, b, c]: [u8; 3] = rand::random();
     // An address of its own, outside of the agents', so that its ports are free when it starts again.
@@ -295,7 +299,7 @@ async fn start_in(common: &Common, folder: Folder) -> Result<Broker> {
 }
 
 /// Resident memory of a broker without hosts, KiB.
-async fn empty_broker(common: &Common) -> Result<u64> {
+pub(crate) async fn empty_broker(common: &Common) -> Result<u64> {
     let mut broker = start_in(common, Folder::temporary()?).await?;
     broker.process.be_quiet();
     let id = broker.process.id().context("the broker has ended")?;

@@ -13,6 +13,7 @@ pub(crate) fn text(report: &Report) -> String {
     // Writing to a string cannot fail.
     let _ = head(report, &mut text)
         .and_then(|()| costs(report, &mut text))
+        .and_then(|()| compared(report, &mut text))
         .and_then(|()| outcome(report, &mut text));
     text
 }
@@ -81,6 +82,53 @@ fn costs(report: &Report, out: &mut String) -> Result {
     Ok(())
 }
 
+fn compared(report: &Report, out: &mut String) -> Result {
+    for compared in &report.compared {
+        writeln!(
+            out,
+            "  {:>6} agents   a beat {:.1} us, bare {:.1} us: {:.2} of it; an agent {:.1} KiB, bare \
+             {:.1} KiB: {:.2} of it",
+            compared.agents,
+            compared.broker_us,
+            compared.bare_us,
+            compared.cpu_ratio,
+            compared.broker_kib,
+            compared.bare_kib,
+            compared.memory_ratio
+        )?;
+        for cost in &compared.costs {
+            writeln!(
+                out,
+                "    {:<13} {:.1} beats/s, {:.1} us each (swarm {:.1} us), {} KiB, {} KiB without agents",
+                cost.server,
+                cost.steady.beats_per_second,
+                cost.steady.server_us_per_beat,
+                cost.steady.swarm_us_per_beat,
+                cost.memory.connected_kib,
+                cost.memory.empty_kib
+            )?;
+        }
+    }
+    for asked in &report.asked {
+        writeln!(
+            out,
+            "  {:<40} {:.0}/s, p50 {:.2} ms, p99 {:.2} ms, {:.1} us of the broker each",
+            asked.rpc,
+            asked.per_second,
+            asked.time.p50_ms,
+            asked.time.p99_ms,
+            asked.server_us_per_call
+        )?;
+    }
+    if let Some(ratio) = report.asked_ratio {
+        writeln!(
+            out,
+            "  CheckHost       {ratio:.3} of what the rpc that does nothing reaches"
+        )?;
+    }
+    Ok(())
+}
+
 fn outcome(report: &Report, out: &mut String) -> Result {
     for harmed in &report.harmed {
         self::harmed(harmed, out)?;
@@ -88,6 +136,19 @@ fn outcome(report: &Report, out: &mut String) -> Result {
     for back in &report.returns {
         self::back(back, out)?;
     }
+    if report.compared.is_empty() {
+        self::watched(report, out)?;
+    }
+    for failure in &report.failures {
+        writeln!(out, "  FAILED          {failure}")?;
+    }
+    if report.failures.is_empty() {
+        writeln!(out, "  all as it must be")?;
+    }
+    Ok(())
+}
+
+fn watched(report: &Report, out: &mut String) -> Result {
     writeln!(
         out,
         "  false           {} Unavailable, {} not connectable",
@@ -100,14 +161,7 @@ fn outcome(report: &Report, out: &mut String) -> Result {
         out,
         "  watch           silent for {:?} at most",
         millis(report.longest_watch_silence_ms)
-    )?;
-    for failure in &report.failures {
-        writeln!(out, "  FAILED          {failure}")?;
-    }
-    if report.failures.is_empty() {
-        writeln!(out, "  all as it must be")?;
-    }
-    Ok(())
+    )
 }
 
 fn harmed(harmed: &Harmed, out: &mut String) -> Result {
