@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use muster_core::{
-    host::Drain,
+    host::{Drain, Flip},
     model::{
         CheckResult, CloudInstance, Outcome, PowerAnnouncement, Severity, UpgradeAnnouncement,
         Verdict,
@@ -59,6 +59,13 @@ pub struct CheckView {
     pub severity: Severity,
     /// Outcome as judged by the broker.
     pub judged_outcome: &'static str,
+    /// When its last finished run ended.
+    pub last_run_at: Option<Timestamp>,
+    /// Since when it has had this outcome.
+    pub since: Option<Timestamp>,
+    /// How it changed, newest first; not in lists of hosts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flips: Vec<Flip>,
 }
 
 impl TryFrom<v1::HostDetail> for HostView {
@@ -101,6 +108,13 @@ impl TryFrom<v1::CheckDetail> for CheckView {
             result: detail.result.unwrap_or_default().try_into()?,
             severity: Severity::from_wire(detail.severity).unwrap_or(Severity::NonFatal),
             judged_outcome: judged.as_str(),
+            last_run_at: border::optional_instant("last_run_at", detail.last_run_at)?,
+            since: border::optional_instant("since", detail.since)?,
+            flips: detail
+                .flips
+                .into_iter()
+                .map(Flip::try_from)
+                .collect::<Result<_, _>>()?,
         })
     }
 }

@@ -4,10 +4,16 @@ use std::fmt::Write as _;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use jiff::Timestamp;
-use muster_core::model::{Confidence, Reason, Severity, Transition, Verdict};
+use muster_core::{
+    host::{CheckStanding, Flip},
+    model::{Confidence, Reason, Severity, Transition, Verdict},
+};
 
 use super::commands::now;
 use crate::view::{HostView, WatchView};
+
+/// Changes of checks that a table shows: a screen has perhaps fifty lines, and JSON has them all.
+const FLIPS_SHOWN: usize = 20;
 
 /// A point in time, to the second.
 pub(super) fn time(at: Timestamp) -> String {
@@ -190,16 +196,25 @@ pub(super) fn host(host: &HostView) -> String {
             &format!("{} on port {}, {bound}", listener.protocol, listener.port),
         );
     }
-    if host.checks.is_empty() {
-        return text;
+    if !host.checks.is_empty() {
+        let _ = writeln!(text, "\n{}", checks(host));
     }
-    text.push('\n');
-    let mut table = table(["CHECK", "SEVERITY", "OUTCOME", "AGE", "MESSAGE"]);
+    if let Some(flips) = flips(host) {
+        let _ = writeln!(text, "\nchanges of checks, newest first\n{flips}");
+    }
+    text
+}
+
+fn checks(host: &HostView) -> String {
+    let mut table = table([
+        "CHECK",
+        "SEVERITY",
+        "OUTCOME",
+        "SINCE",
+        "LAST SEEN",
+        "MESSAGE",
+    ]);
     for check in &host.checks {
-        let age = check
-            .result
-            .age
-            .map_or_else(|| "-".to_owned(), |age| format!("{} s", age.as_secs()));
         let outcome = if check.judged_outcome == check.result.outcome.as_str() {
             check.result.outcome.to_string()
         } else {
@@ -214,12 +229,47 @@ pub(super) fn host(host: &HostView) -> String {
             check.result.name.to_string(),
             severity.to_owned(),
             outcome,
-            age,
+            check.since.map_or_else(|| "-".to_owned(), ago),
+            check.last_run_at.map_or_else(|| "never".to_owned(), seen),
             check.result.message.clone(),
         ]);
     }
-    let _ = writeln!(text, "{}", table.trim_fmt());
-    text
+    table.trim_fmt()
+}
+
+/// How long ago something was seen.
+fn seen(at: Timestamp) -> String {
+    match ago(at).as_str() {
+        "now" => "now".to_owned(),
+        ago => format!("{ago} ago"),
+    }
+}
+
+/// How the checks changed; none if nothing is known to have.
+fn flips(host: &HostView) -> Option<String> {
+    let mut flips: Vec<(&str, &Flip)> = host
+        .checks
+        .iter()
+        .flat_map(|check| {
+            let name = check.result.name.as_str();
+            check.flips.iter().map(move |flip| (name, flip))
+        })
+        .collect();
+    if flips.is_empty() {
+        return None;
+    }
+    flips.sort_by_key(|(_, flip)| std::cmp::Reverse(flip.at));
+    let mut table = table(["AT", "CHECK", "FROM", "TO", "MESSAGE"]);
+    for (name, flip) in flips.into_iter().take(FLIPS_SHOWN) {
+        table.add_row([
+            format!("{} ({} ago)", time(flip.at), ago(flip.at)),
+            name.to_owned(),
+            flip.from.map_or("-", CheckStanding::as_str).to_owned(),
+            flip.to.as_str().to_owned(),
+            flip.message.clone(),
+        ]);
+    }
+    Some(table.trim_fmt())
 }
 
 /// A journal, newest first.

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use muster_core::{
-    host::{self, Admin, DRAINS, Drain, Event, Link, Undrain},
-    model::{CheckName, Intent, MAX_CHECKS, PoolName, Role, Transition, clean_text},
+    host::{Admin, DRAINS, Drain, Event, Undrain},
+    model::{CheckName, Intent, MAX_CHECKS, PoolName, Role, clean_text},
 };
 use muster_proto::{border::timestamp, v1};
 use muster_runtime::{
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     ca::{Ca, CaError, Subject},
     registry::{Cell, Registry, SessionWord},
-    store::{Applied, Batch, Store, TokenRecord, decode, encode, keys},
+    store::{Applied, Batch, Store, TokenRecord, encode, keys},
     token::Token,
 };
 
@@ -97,58 +97,6 @@ impl FleetEdge {
             .map_err(|error| stalled(&self.registry, error))
     }
 
-    fn detail(&self, cell: &Cell, whole: bool) -> Result<v1::HostDetail, Status> {
-        let verdict = self.verdict(cell)?;
-        let question = self
-            .registry
-            .question(cell)
-            .map_err(|error| stalled(&self.registry, error))?;
-        let (context, facts) = (question.context(), &question.published.snapshot.facts);
-        let checks = host::judged(facts, &context)
-            .into_iter()
-            .map(|(mut result, outcome, severity)| {
-                if !whole {
-                    result.findings.clear();
-                }
-                v1::CheckDetail {
-                    judged_outcome: v1::CheckOutcome::from(outcome).into(),
-                    severity: v1::Severity::from(severity).into(),
-                    result: Some(result.into()),
-                }
-            })
-            .collect();
-        let drains = facts.admin.drains.iter().map(|drain| v1::Drain {
-            owner: drain.owner.clone(),
-            reason: drain.reason.clone(),
-            since: Some(timestamp(drain.since)),
-            until: drain.until.map(timestamp),
-        });
-        let last_beat = match facts.link {
-            Link::Heard(heard) => Some(context.now.wall_at(heard.last_beat)),
-            Link::NeverSeen | Link::Loaded { .. } | Link::Lost { .. } => None,
-        };
-        Ok(v1::HostDetail {
-            verdict: Some(verdict),
-            enrolled_at: Some(timestamp(facts.identity.enrolled_at)),
-            agent_version: facts.about.agent_version.to_string(),
-            os: facts.about.os.to_string(),
-            addresses: facts.about.addresses.clone(),
-            peer_address: facts.about.peer_address.to_string(),
-            checks,
-            drains: drains.collect(),
-            power: Some(announced::power(facts)),
-            upgrade: Some(announced::upgrade(facts)),
-            boot_id: facts.about.boot_id.to_string(),
-            policy_revision: facts.about.policy_revision.to_string(),
-            epoch: facts
-                .session
-                .as_ref()
-                .map_or(0, |session| session.epoch.get()),
-            last_beat_at: last_beat.map(timestamp),
-            cloud: facts.about.cloud.as_ref().map(Into::into),
-        })
-    }
-
     /// The owner of a drain: as named, else the caller.
     fn owner(&self, named: &str, caller: &Caller) -> Result<String, Status> {
         let owner = if named.is_empty() {
@@ -191,7 +139,7 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
         });
         let hosts = cells
             .iter()
-            .map(|cell| self.detail(cell, false))
+            .map(|cell| self.detail(cell))
             .collect::<Result<Vec<_>, _>>()?;
         let next_page_token = match cells.last() {
             Some(cell) if cells.len() == size => {
@@ -210,9 +158,9 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
         request: Request<v1::GetHostRequest>,
     ) -> Result<Response<v1::GetHostResponse>, Status> {
         let cell = find(&self.registry, &request.into_inner().name)?;
-        Ok(Response::new(v1::GetHostResponse {
-            host: Some(self.detail(&cell, true)?),
-        }))
+        self.freshen(&cell).await;
+        let host = Some(self.whole_detail(&cell).await?);
+        Ok(Response::new(v1::GetHostResponse { host }))
     }
 
     async fn get_host_history(
@@ -221,32 +169,12 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
     ) -> Result<Response<v1::GetHostHistoryResponse>, Status> {
         let request = request.into_inner();
         let cell = find(&self.registry, &request.name)?;
-        let id = cell.published().snapshot.facts.identity.id;
         let since = request
             .since
             .and_then(|since| Timestamp::new(since.seconds, since.nanos).ok())
             .unwrap_or(Timestamp::MIN);
         let limit = page_size(request.limit, HISTORY, HISTORY_MAX);
-        // What was queued before the question is part of the answer. While the store fails, what
-        // is durable must do.
-        let queued = self.registry.queue().put([]);
-        let _ = tokio::time::timeout(
-            Duration::from_secs(2),
-            self.registry.queue().durable(queued),
-        )
-        .await;
-        let store = self.store.clone();
-        let entries = tokio::task::spawn_blocking(move || {
-            store.scan(&keys::journal(id), limit, true)?.into_iter().map(|(key, value)| {
-                decode::<Transition>(&key, &value)
-            }).collect::<Result<Vec<_>, _>>()
-        })
-        .await
-        .map_err(|_| store_failed(&self.registry))?
-        .map_err(|error| {
-            tracing::error!(error = %muster_runtime::explain::explain(&error), "journal unreadable");
-            store_failed(&self.registry)
-        })?;
+        let entries = self.journal(&cell, limit).await?;
         let transitions = entries
             .into_iter()
             .filter(|transition| transition.at >= since)
@@ -467,7 +395,7 @@ impl v1::fleet_service_server::FleetService for FleetEdge {
         let wait = self.ttl(request.wait_ms, RECHECK_WAIT, RECHECK_WAIT_MAX)?;
         self.log(&caller, "recheck", &request.name);
         let complete = self.recheck(&cell, &checks, wait).await?;
-        let host = Some(self.detail(&cell, true)?);
+        let host = Some(self.whole_detail(&cell).await?);
         Ok(Response::new(v1::RecheckHostResponse { host, complete }))
     }
 
@@ -634,40 +562,5 @@ impl FleetEdge {
             return Err(invalid(&self.registry, "ttl_ms", problem));
         }
         Ok(ttl)
-    }
-}
-
-/// Facts as the host announced them.
-mod announced {
-    use muster_core::{
-        host::{Facts, Power, Upgrade},
-        model::{PowerAnnouncement, UpgradeAnnouncement},
-    };
-    use muster_proto::v1;
-
-    pub(super) fn power(facts: &Facts) -> v1::PowerState {
-        match facts.power {
-            Power::Running => PowerAnnouncement::Running,
-            Power::Leaving { how, .. } => PowerAnnouncement::Leaving {
-                how,
-                back_within: None,
-            },
-        }
-        .into()
-    }
-
-    pub(super) fn upgrade(facts: &Facts) -> v1::UpgradeState {
-        match &facts.upgrade {
-            Upgrade::None => UpgradeAnnouncement::Silent,
-            Upgrade::InProgress(upgrade) => UpgradeAnnouncement::InProgress {
-                attempt: upgrade.attempt.clone(),
-                within: None,
-            },
-            Upgrade::Failed(failed) => UpgradeAnnouncement::Failed {
-                attempt: failed.attempt.clone(),
-                error: failed.error.clone(),
-            },
-        }
-        .into()
     }
 }

@@ -3,6 +3,7 @@
 pub mod access;
 mod agent;
 mod connection;
+mod detail;
 mod enrollment;
 mod fleet;
 mod pools;

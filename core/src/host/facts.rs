@@ -245,6 +245,8 @@ pub struct Held {
     pub began: Option<Mono>,
     /// When its last finished run ended.
     pub finished: Option<Mono>,
+    /// The same for people: on the wall clock, which outlives a restart.
+    pub finished_at: Option<Timestamp>,
     /// For a result of an earlier session: it goes stale at this instant.
     pub carried_until: Option<Mono>,
 }

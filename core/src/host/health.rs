@@ -44,6 +44,7 @@ pub(super) fn take_results(
             since,
             began: finished.map(|finished| finished.back(result.duration)),
             finished,
+            finished_at: finished.map(|finished| now.wall_at(finished)),
             carried_until: None,
             result: Arc::new(result),
         });

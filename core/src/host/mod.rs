@@ -15,6 +15,7 @@ mod assess;
 mod conclude;
 mod event;
 mod facts;
+mod flips;
 mod health;
 mod imposed;
 mod limits;
@@ -35,6 +36,7 @@ pub use facts::{
     About, AbsentWhy, Admin, Challenge, Conflict, Drain, Facts, FailedUpgrade, Health, Heard, Held,
     Identity, InProgress, Link, Power, Resume, Session, Upgrade,
 };
+pub use flips::{CheckStanding, FLIPS_MAX, Flip, flips};
 pub use imposed::{HeldDown, Hold, HoldAnswers, Imposed, OutsideView};
 pub use limits::{DRAINS, UPGRADE_ANNOUNCED_MAX};
 pub use machine::{Host, Snapshot, Told};

@@ -61,6 +61,8 @@ struct StoredCheck {
     #[serde(flatten)]
     result: CheckResult,
     since: Timestamp,
+    #[serde(default)]
+    finished_at: Option<Timestamp>,
     /// A run had finished that counted towards "settled".
     counted: bool,
 }
@@ -108,6 +110,7 @@ impl HostRecord {
                 .map(|held| StoredCheck {
                     result: (*held.result).clone(),
                     since: held.since,
+                    finished_at: held.finished_at,
                     counted: held
                         .began
                         .is_some_and(|began| began >= facts.health.barrier),
@@ -165,6 +168,7 @@ impl HostRecord {
                 since: check.since,
                 began: check.counted.then_some(now.mono),
                 finished: check.result.age.map(|age| now.mono.back(age)),
+                finished_at: check.finished_at,
                 carried_until: Some(now.mono + limits::LOADED_RESULTS_VALID),
                 result: Arc::new(check.result),
             })

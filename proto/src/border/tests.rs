@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use muster_core::{
     agent::{CheckPolicy, HostPolicy},
-    host::{Beat, Drain, Hello, Report},
+    host::{Beat, CheckStanding, Drain, Flip, Hello, Report},
     model::{
         CheckName, CheckResult, CloudInstance, Confidence, Finding, HostId, HostName, Intent,
         Leave, Listener, MAX_FINDINGS_BYTES, MAX_MESSAGE_BYTES, Outcome, PoolName, PoolPolicy,
@@ -180,6 +180,19 @@ where
 fn messages_come_back_as_they_went() {
     round::<_, v1::Hello>(&hello());
     round::<_, v1::Report>(&report());
+    for (from, to) in [
+        (None, CheckStanding::Warn),
+        (Some(CheckStanding::Pass), CheckStanding::Unknown),
+        (Some(CheckStanding::Fail), CheckStanding::Pass),
+    ] {
+        let message = "urls fails".to_owned();
+        round::<_, v1::CheckFlip>(&Flip {
+            at: at(7),
+            from,
+            to,
+            message,
+        });
+    }
     round::<_, v1::Beat>(&Beat {
         sequence: 3,
         state_hash: 5,

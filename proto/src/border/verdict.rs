@@ -5,7 +5,7 @@
 
 use jiff::Timestamp;
 use muster_core::{
-    host::Drain,
+    host::{CheckStanding, Drain, Flip},
     model::{
         Confidence, HostName, Intent, PoolName, Reason, ReasonCode, Remedy, SafeToPowerOff, Status,
         Transition, Verdict, clean_text,
@@ -31,6 +31,7 @@ by_value!(
     Verdict => v1::Verdict,
     Transition => v1::Transition,
     Drain => v1::Drain,
+    Flip => v1::CheckFlip,
 );
 
 impl From<&Reason> for v1::Reason {
@@ -192,6 +193,30 @@ impl TryFrom<v1::Drain> for Drain {
             reason: clean_text(&wire.reason, MAX_TEXT_BYTES),
             since,
             until: optional_instant("until", wire.until)?,
+        })
+    }
+}
+
+impl From<&Flip> for v1::CheckFlip {
+    fn from(flip: &Flip) -> Self {
+        Self {
+            at: Some(timestamp(flip.at)),
+            from: flip.from.map_or(0, CheckStanding::to_wire),
+            to: flip.to.to_wire(),
+            message: flip.message.clone(),
+        }
+    }
+}
+
+impl TryFrom<v1::CheckFlip> for Flip {
+    type Error = BorderError;
+
+    fn try_from(wire: v1::CheckFlip) -> Result<Self, BorderError> {
+        Ok(Self {
+            at: instant("at", wire.at)?,
+            from: CheckStanding::from_wire(wire.from),
+            to: CheckStanding::from_wire(wire.to).unwrap_or(CheckStanding::Unknown),
+            message: clean_text(&wire.message, MAX_TEXT_BYTES),
         })
     }
 }

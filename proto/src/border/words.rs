@@ -1,8 +1,11 @@
 //! Enums. A value that is unspecified, or newer than this version, reads as none; who reads it
 //! decides what that means, and never takes it for healthy.
 
-use muster_core::model::{
-    Confidence, Intent, Outcome, SafeToPowerOff, Severity, Status, UnknownCause, UpgradePhase,
+use muster_core::{
+    host::CheckStanding,
+    model::{
+        Confidence, Intent, Outcome, SafeToPowerOff, Severity, Status, UnknownCause, UpgradePhase,
+    },
 };
 
 use crate::v1;
@@ -52,6 +55,30 @@ words! {
     UnknownCause = UnknownCause { NotYetRun, TimedOut, Stale, CannotRun, Unsupported }
     UpgradePhase = UpgradePhase {
         Preflight, Download, Verify, Wait, Switch, Probation, Commit, Rollback,
+    }
+}
+
+impl Word for CheckStanding {
+    fn to_wire(self) -> i32 {
+        use v1::CheckOutcome as W;
+        let word = match self {
+            Self::Pass => W::Pass,
+            Self::Warn => W::Warn,
+            Self::Fail => W::Fail,
+            Self::Unknown => W::Unknown,
+        };
+        word as i32
+    }
+
+    fn from_wire(number: i32) -> Option<Self> {
+        use v1::CheckOutcome as W;
+        match W::try_from(number).ok()? {
+            W::Unspecified => None,
+            W::Pass | W::NotApplicable => Some(Self::Pass),
+            W::Warn => Some(Self::Warn),
+            W::Fail => Some(Self::Fail),
+            W::Unknown => Some(Self::Unknown),
+        }
     }
 }
 

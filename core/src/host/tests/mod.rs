@@ -2,6 +2,7 @@
 //! properties over random histories.
 
 mod about;
+mod flips;
 mod newcomers;
 mod properties;
 mod rows;
