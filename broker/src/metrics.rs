@@ -38,6 +38,92 @@ pub struct CountedAs {
     pub counted: String,
 }
 
+macro_rules! register {
+    ($registry:ident, $name:literal, $help:literal) => {{
+        let metric = Default::default();
+        $registry.register($name, $help, Clone::clone(&metric));
+        metric
+    }};
+}
+
+/// What the rules of the fleet do: holds, rests, conflicts, dials, front ends' reports.
+#[derive(Debug)]
+pub struct RuleMetrics {
+    /// Stalls and suspends of the broker that count as restarts.
+    pub stalls: Counter,
+    /// Seconds that the wall clock is ahead since it was set.
+    pub wall_clock_ahead_seconds: Gauge,
+    /// Holds in force.
+    pub holds: Gauge,
+    /// Holds that have begun.
+    pub holds_begun: Counter,
+    /// Hosts that are held.
+    pub hosts_held: Gauge,
+    /// Hosts that rest because they came and went.
+    pub hosts_held_down: Gauge,
+    /// Hosts that were told to rest.
+    pub hold_downs: Counter,
+    /// Newcomers refused because another speaks for the host.
+    pub conflicts: Counter,
+    /// Dials of session listeners by what came of them.
+    pub probes: Family<ProbeOutcome, Counter>,
+    /// Reports of front ends by what became of them.
+    pub outcomes: Family<CountedAs, Counter>,
+}
+
+impl RuleMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let stalls: Counter = register!(
+            registry,
+            "stalls",
+            "Stalls and suspends of the broker that count as restarts"
+        );
+        let wall_clock_ahead_seconds: Gauge = register!(
+            registry,
+            "wall_clock_ahead_seconds",
+            "Seconds that the wall clock is ahead since it was set"
+        );
+        let holds: Gauge = register!(registry, "holds", "Holds in mass losses in force");
+        let holds_begun: Counter = register!(registry, "holds_begun", "Holds in mass losses begun");
+        let hosts_held: Gauge =
+            register!(registry, "hosts_held", "Hosts that are held in a mass loss");
+        let hosts_held_down: Gauge = register!(
+            registry,
+            "hosts_held_down",
+            "Hosts that rest because they came and went"
+        );
+        let hold_downs: Counter =
+            register!(registry, "hold_downs", "Rests of hosts that came and went");
+        let conflicts: Counter = register!(
+            registry,
+            "identity_conflicts",
+            "Newcomers refused because another agent speaks for the host"
+        );
+        let probes: Family<ProbeOutcome, Counter> = register!(
+            registry,
+            "probes",
+            "The broker's dials of session listeners by what came of them"
+        );
+        let outcomes: Family<CountedAs, Counter> = register!(
+            registry,
+            "outcomes_reported",
+            "Reports of front ends by what became of them"
+        );
+        Self {
+            stalls,
+            wall_clock_ahead_seconds,
+            holds,
+            holds_begun,
+            hosts_held,
+            hosts_held_down,
+            hold_downs,
+            conflicts,
+            probes,
+            outcomes,
+        }
+    }
+}
+
 /// All metrics of the broker.
 #[derive(Debug)]
 pub struct Metrics {
@@ -72,26 +158,8 @@ pub struct Metrics {
     pub tick_late_seconds: Gauge<f64, AtomicU64>,
     /// Hosts that this restart has not heard yet.
     pub unverified: Gauge,
-    /// Stalls and suspends of the broker that count as restarts.
-    pub stalls: Counter,
-    /// Seconds that the wall clock is ahead since it was set.
-    pub wall_clock_ahead_seconds: Gauge,
-    /// Holds in force.
-    pub holds: Gauge,
-    /// Holds that have begun.
-    pub holds_begun: Counter,
-    /// Hosts that are held.
-    pub hosts_held: Gauge,
-    /// Hosts that rest because they came and went.
-    pub hosts_held_down: Gauge,
-    /// Hosts that were told to rest.
-    pub hold_downs: Counter,
-    /// Newcomers refused because another speaks for the host.
-    pub conflicts: Counter,
-    /// Dials of session listeners by what came of them.
-    pub probes: Family<ProbeOutcome, Counter>,
-    /// Reports of front ends by what became of them.
-    pub outcomes: Family<CountedAs, Counter>,
+    /// What the rules of the fleet do.
+    pub rules: RuleMetrics,
 }
 
 impl Metrics {
@@ -99,72 +167,49 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix("muster");
-        macro_rules! register {
-            ($name:literal, $help:literal) => {{
-                let metric = Default::default();
-                registry.register($name, $help, Clone::clone(&metric));
-                metric
-            }};
-        }
         let (hosts, sessions): (Family<PoolStatus, Gauge>, Gauge) = (
-            register!("hosts", "Hosts by pool and status"),
-            register!("sessions", "Live sessions of agents"),
+            register!(registry, "hosts", "Hosts by pool and status"),
+            register!(registry, "sessions", "Live sessions of agents"),
         );
-        let beats: Counter = register!("beats", "Beats taken");
-        let reports: Counter = register!("reports", "Full reports taken");
+        let beats: Counter = register!(registry, "beats", "Beats taken");
+        let reports: Counter = register!(registry, "reports", "Full reports taken");
         let transitions: Counter = register!(
+            registry,
             "transitions",
             "Changes of a host's status, answers or reasons"
         );
-        let verdicts: Counter = register!("verdicts", "Verdicts given to front ends");
-        let watchers: Gauge = register!("watchers", "Open watches");
-        let resyncs: Counter = register!("watch_resyncs", "Watches told to start anew");
-        let refusals: Family<RefusalReason, Counter> =
-            register!("refusals", "Refused requests and sessions by reason");
-        let store_commits: Counter = register!("store_commits", "Transactions of the store");
-        let store_writes: Counter = register!("store_writes", "Keys and batches written");
-        let store_failures: Counter =
-            register!("store_failures", "Transactions of the store that failed");
+        let verdicts: Counter = register!(registry, "verdicts", "Verdicts given to front ends");
+        let watchers: Gauge = register!(registry, "watchers", "Open watches");
+        let resyncs: Counter = register!(registry, "watch_resyncs", "Watches told to start anew");
+        let refusals: Family<RefusalReason, Counter> = register!(
+            registry,
+            "refusals",
+            "Refused requests and sessions by reason"
+        );
+        let store_commits: Counter =
+            register!(registry, "store_commits", "Transactions of the store");
+        let store_writes: Counter = register!(registry, "store_writes", "Keys and batches written");
+        let store_failures: Counter = register!(
+            registry,
+            "store_failures",
+            "Transactions of the store that failed"
+        );
         let store_dropped: Counter = register!(
+            registry,
             "store_dropped",
             "Entries of journals left out while the store failed"
         );
         let tick_late_seconds: Gauge<f64, AtomicU64> = register!(
+            registry,
             "tick_late_seconds",
             "Seconds that the last tick came too late"
         );
         let unverified: Gauge = register!(
+            registry,
             "hosts_unverified",
             "Hosts not heard since the broker's start"
         );
-        let stalls: Counter = register!(
-            "stalls",
-            "Stalls and suspends of the broker that count as restarts"
-        );
-        let wall_clock_ahead_seconds: Gauge = register!(
-            "wall_clock_ahead_seconds",
-            "Seconds that the wall clock is ahead since it was set"
-        );
-        let holds: Gauge = register!("holds", "Holds in mass losses in force");
-        let holds_begun: Counter = register!("holds_begun", "Holds in mass losses begun");
-        let hosts_held: Gauge = register!("hosts_held", "Hosts that are held in a mass loss");
-        let hosts_held_down: Gauge = register!(
-            "hosts_held_down",
-            "Hosts that rest because they came and went"
-        );
-        let hold_downs: Counter = register!("hold_downs", "Rests of hosts that came and went");
-        let conflicts: Counter = register!(
-            "identity_conflicts",
-            "Newcomers refused because another agent speaks for the host"
-        );
-        let probes: Family<ProbeOutcome, Counter> = register!(
-            "probes",
-            "The broker's dials of session listeners by what came of them"
-        );
-        let outcomes: Family<CountedAs, Counter> = register!(
-            "outcomes_reported",
-            "Reports of front ends by what became of them"
-        );
+        let rules = RuleMetrics::register(&mut registry);
         Arc::new(Self {
             registry,
             hosts,
@@ -182,16 +227,7 @@ impl Metrics {
             store_dropped,
             tick_late_seconds,
             unverified,
-            stalls,
-            wall_clock_ahead_seconds,
-            holds,
-            holds_begun,
-            hosts_held,
-            hosts_held_down,
-            hold_downs,
-            conflicts,
-            probes,
-            outcomes,
+            rules,
         })
     }
 
@@ -211,13 +247,19 @@ impl Metrics {
     /// Counts what came of a dial.
     pub fn probed(&self, outcome: &str) {
         let outcome = outcome.to_owned();
-        self.probes.get_or_create(&ProbeOutcome { outcome }).inc();
+        self.rules
+            .probes
+            .get_or_create(&ProbeOutcome { outcome })
+            .inc();
     }
 
     /// Counts what became of a front end's report.
     pub fn counted(&self, counted: &str) {
         let counted = counted.to_owned();
-        self.outcomes.get_or_create(&CountedAs { counted }).inc();
+        self.rules
+            .outcomes
+            .get_or_create(&CountedAs { counted })
+            .inc();
     }
 
     /// All metrics as Prometheus reads them (OpenMetrics text).

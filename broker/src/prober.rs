@@ -73,13 +73,13 @@ async fn farewell(mut stream: TcpStream, protocol: Option<&str>) -> io::Result<(
     match protocol {
         Some("ssh") => {
             stream.write_all(b"SSH-2.0-muster_probe\r\n").await?;
-            stream.read(&mut words).await?;
+            let _ = stream.read(&mut words).await?;
         }
         Some("vnc") => {
             // Version, security types, and "none" of them: an order that every server can refuse.
             stream.read_exact(&mut words[..12]).await?;
             stream.write_all(b"RFB 003.008\n").await?;
-            stream.read(&mut words).await?;
+            let _ = stream.read(&mut words).await?;
         }
         _ => {}
     }

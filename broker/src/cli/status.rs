@@ -212,14 +212,27 @@ pub(super) async fn trust(
 /// The state as a person reads it: what is out of the ordinary comes first.
 fn text(view: &StatusView) -> String {
     let mut lines = Vec::new();
-    let at = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), time);
-    if view.store_failing {
+    fleet_lines(view, &mut lines);
+    broker_lines(view, &mut lines);
+    if lines.is_empty() {
+        lines.push("all is well: no window, no hold, no conflict, the store works".to_owned());
+    }
+    if view.hosts_present <= 2 {
         lines.push(
-            "STORE_FAILED: the store cannot be written; answers go on, enrolment and policies \
-             are refused. See the disk that it is on."
+            "Fleets of one or two hosts have no hold: a common cause cannot be told from two \
+             separate ones."
                 .to_owned(),
         );
     }
+    format!("{}\n{}", lines.join("\n"), facts(view))
+}
+
+fn at(at: Option<Timestamp>) -> String {
+    at.map_or_else(|| "-".to_owned(), time)
+}
+
+/// What is held back from hosts, why, and until when.
+fn fleet_lines(view: &StatusView, lines: &mut Vec<String>) {
     if let Some(window) = &view.restart_window {
         lines.push(format!(
             "RESTART_WINDOW since {} until {}: {} hosts not heard yet are answered as last known",
@@ -229,24 +242,24 @@ fn text(view: &StatusView) -> String {
         ));
     }
     for hold in &view.holds {
+        let answers = if hold.reconnect_only {
+            "for reconnecting only"
+        } else {
+            "answered as before"
+        };
+        let refusals = if hold.answered {
+            "; those that refuse are found dead"
+        } else {
+            ""
+        };
         lines.push(format!(
-            "MASS_LOSS in pool {} since {} until {}: {}; {} held, {}{}. End it with: \
-             muster-broker hold end --pool {}",
+            "MASS_LOSS in pool {} since {} until {}: {}; {} held, {answers}{refusals}. End it \
+             with: muster-broker hold end --pool {}",
             hold.pool,
             at(hold.since),
             at(hold.until),
             hold.evidence,
             hold.hosts,
-            if hold.reconnect_only {
-                "for reconnecting only"
-            } else {
-                "answered as before"
-            },
-            if hold.answered {
-                "; those that refuse are found dead"
-            } else {
-                ""
-            },
             hold.pool
         ));
     }
@@ -269,6 +282,15 @@ fn text(view: &StatusView) -> String {
             "FRONT_END_DISCOUNTED: {name} fails on most of its hosts; its reports do not count"
         ));
     }
+}
+
+/// What is wrong with the broker itself: worst first.
+fn broker_lines(view: &StatusView, lines: &mut Vec<String>) {
+    if view.store_failing {
+        let line = "STORE_FAILED: the store cannot be written; answers go on, enrolment and \
+                    policies are refused. See the disk that it is on.";
+        lines.insert(0, line.to_owned());
+    }
     if view.wall_clock_ahead_ms != 0 {
         lines.push(format!(
             "WALL_CLOCK_SET: the wall clock was set by {} s; deadlines go by the time before \
@@ -282,47 +304,34 @@ fn text(view: &StatusView) -> String {
             view.tick_late_ms
         ));
     }
-    if lines.is_empty() {
-        lines.push("all is well: no window, no hold, no conflict, the store works".to_owned());
-    }
-    if view.hosts_present <= 2 {
-        lines.push(
-            "Fleets of one or two hosts have no hold: a common cause cannot be told from two \
-             separate ones."
-                .to_owned(),
-        );
-    }
-    let mut facts = table(["", ""]);
+}
+
+fn facts(view: &StatusView) -> String {
     let hosts: Vec<String> = view
         .hosts
         .iter()
         .map(|(status, count)| format!("{count} {}", status.title()))
         .collect();
+    let probes = format!(
+        "{} hosts calibrated, {} under way",
+        view.probes_calibrated, view.probes_under_way
+    );
+    let broker = format!(
+        "{} {} in {}",
+        view.broker_id, view.version, view.trust_domain
+    );
+    let started = format!("{} (start {})", at(view.started_at), view.incarnation);
+    let mut facts = table(["", ""]);
     for (name, value) in [
         ("hosts", hosts.join(", ")),
         ("sessions", view.sessions.to_string()),
         ("watches", view.watchers.to_string()),
-        (
-            "probes",
-            format!(
-                "{} hosts calibrated, {} under way",
-                view.probes_calibrated, view.probes_under_way
-            ),
-        ),
+        ("probes", probes),
         ("stalls", view.stalls.to_string()),
-        (
-            "broker",
-            format!(
-                "{} {} in {}",
-                view.broker_id, view.version, view.trust_domain
-            ),
-        ),
-        (
-            "started",
-            format!("{} (start {})", at(view.started_at), view.incarnation),
-        ),
+        ("broker", broker),
+        ("started", started),
     ] {
         facts.add_row([name.to_owned(), value]);
     }
-    format!("{}\n{}", lines.join("\n"), facts.trim_fmt())
+    facts.trim_fmt()
 }

@@ -130,9 +130,9 @@ impl Registry {
         let down = fleet.held_down(now).len();
         drop(fleet);
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        self.metrics.holds.set(gauge(holds.len()));
-        self.metrics.hosts_held.set(gauge(held));
-        self.metrics.hosts_held_down.set(gauge(down));
+        self.metrics.rules.holds.set(gauge(holds.len()));
+        self.metrics.rules.hosts_held.set(gauge(held));
+        self.metrics.rules.hosts_held_down.set(gauge(down));
     }
 
     /// The holds in force.
@@ -216,7 +216,7 @@ impl Registry {
     fn alert(&self, alert: &Alert) {
         match alert {
             Alert::HoldBegan { pool, missing, of } => {
-                self.metrics.holds_begun.inc();
+                self.metrics.rules.holds_begun.inc();
                 tracing::error!(pool.name = %pool, hosts.missing = missing, hosts.known = of,
                     "many hosts fell silent at once: they are believed for now");
             }
@@ -233,7 +233,7 @@ impl Registry {
                 tracing::warn!(pool.name = %pool, hosts.let_out = let_out, why, "a hold ended");
             }
             Alert::HeldDown { id, losses, lasts } => {
-                self.metrics.hold_downs.inc();
+                self.metrics.rules.hold_downs.inc();
                 tracing::warn!(
                     host.name = self.name_of(*id).map(tracing::field::display),
                     host.losses = losses,

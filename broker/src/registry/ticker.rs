@@ -63,7 +63,7 @@ pub async fn run_ticker(
                 late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
                 "the broker was stopped for a while; hosts are answered as last known"
             );
-            registry.metrics().stalls.inc();
+            registry.metrics().rules.stalls.inc();
             registry.restart_window();
         }
         registry.tick_rules();
@@ -101,7 +101,7 @@ impl Registry {
         }
         self.wall.store(Arc::new(wall));
         let ahead = wall.ahead().as_secs();
-        self.metrics().wall_clock_ahead_seconds.set(ahead);
+        self.metrics().rules.wall_clock_ahead_seconds.set(ahead);
         tick.stalled
     }
 

@@ -415,7 +415,7 @@ impl Session {
                 retry_after,
             ),
         };
-        self.edge.registry.metrics().conflicts.inc();
+        self.edge.registry.metrics().rules.conflicts.inc();
         Err(Refusal::new(reason, message)
             .with("host", host)
             .retry_after(retry_after))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use muster_core::{
-    fleet::Lateness,
+    fleet::{HoldView, Lateness},
     host::Event,
     model::{PoolName, Status as HostStatus},
 };
@@ -60,19 +60,7 @@ impl FleetEdge {
                 until: Some(timestamp(until)),
                 hosts: unverified,
             }),
-            holds: registry
-                .holds()
-                .into_iter()
-                .map(|hold| v1::Hold {
-                    pool: hold.pool.to_string(),
-                    since: Some(timestamp(hold.since)),
-                    until: Some(timestamp(hold.until)),
-                    hosts: wide(hold.held),
-                    evidence: hold.evidence.to_string(),
-                    answered: hold.answered,
-                    reconnect_only: hold.reconnect_only,
-                })
-                .collect(),
+            holds: registry.holds().iter().map(hold_message).collect(),
             held_down: registry
                 .held_down()
                 .into_iter()
@@ -90,8 +78,12 @@ impl FleetEdge {
                 .collect(),
             store_failing: registry.queue().is_failing(),
             tick_late_ms: late_ms(registry),
-            stalls: metrics.stalls.get(),
-            wall_clock_ahead_ms: metrics.wall_clock_ahead_seconds.get().saturating_mul(1000),
+            stalls: metrics.rules.stalls.get(),
+            wall_clock_ahead_ms: metrics
+                .rules
+                .wall_clock_ahead_seconds
+                .get()
+                .saturating_mul(1000),
             probes: Some(v1::ProbeState {
                 calibrated: wide(calibrated),
                 under_way: wide(under_way),
@@ -136,6 +128,18 @@ impl FleetEdge {
         };
         self.log(caller, action, &request.name);
         self.verdict(&cell)
+    }
+}
+
+fn hold_message(hold: &HoldView) -> v1::Hold {
+    v1::Hold {
+        since: Some(timestamp(hold.since)),
+        until: Some(timestamp(hold.until)),
+        hosts: wide(hold.held),
+        evidence: hold.evidence.to_string(),
+        answered: hold.answered,
+        reconnect_only: hold.reconnect_only,
+        pool: hold.pool.to_string(),
     }
 }
 
