@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use muster_core::model::{CheckPace, HostName, RequiredUrl};
+use muster_core::model::{CheckPace, HostName, RequiredUrl, Wildcard};
 use muster_runtime::{
     channel::BrokerAddress,
     config::{self, ConfigError, HumanDuration},
@@ -32,6 +32,8 @@ const MAX_LISTENERS: usize = 32;
 const MAX_MONITORS: usize = 8;
 /// URLs that can be required in the file; a run of the check has to get through them in time.
 const MAX_URLS: usize = 32;
+/// Files with names behind wildcards: the end of each is read in every run.
+const MAX_OBSERVED_IN: usize = 4;
 /// Shortest interval of a check: below it checks are the load.
 pub(crate) const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -214,6 +216,8 @@ check_tables! {
     UrlsConfig urls {
         /// URLs, http or https.
         required: Vec<RequiredUrl>,
+        /// Files in which names under a required wildcard are looked for.
+        observed_in: Vec<PathBuf>,
     }
 }
 
@@ -338,6 +342,18 @@ impl Config {
         if let Some(bad) = urls.iter().find(|required| !is_url(&required.url)) {
             return wrong("check.urls.required", format!("{:?}", bad.url), URL_ALLOWED);
         }
+        if let Some(bad) = urls
+            .iter()
+            .find(|required| required.wildcard() == Wildcard::Misplaced)
+        {
+            let value = format!("{:?}", bad.url);
+            return wrong("check.urls.required", value, WILDCARD_ALLOWED);
+        }
+        let files = &self.check.urls.observed_in;
+        if files.len() > MAX_OBSERVED_IN || files.iter().any(|file| !file.is_absolute()) {
+            let value = format!("{files:?}");
+            return wrong("check.urls.observed_in", value, OBSERVED_IN_ALLOWED);
+        }
         if let Some(problem) = self.monitors_problem() {
             return Some(problem);
         }
@@ -402,6 +418,9 @@ impl Config {
 const PROFILES_ALLOWED: &str = "profiles node_exporter, zabbix-agent2, collectd, telegraf, \
                                 azuremonitoragent, fluent-bit, datadog-agent, otelcol";
 const URL_ALLOWED: &str = "http:// and https:// URLs without user name and password";
+const WILDCARD_ALLOWED: &str =
+    "a * for the first label under a domain, such as https://*.blob.example.net/";
+const OBSERVED_IN_ALLOWED: &str = "at most 4 absolute paths";
 const PROVIDERS_ALLOWED: &str =
     "azure, aws, gcp, openstack, digitalocean, hetzner, alibaba, oracle";
 
@@ -496,6 +515,16 @@ mod tests {
                 "[check.urls]\nrequired = [{ url = \"ftp://x\" }]",
                 "check.urls.required",
                 "http://",
+            ),
+            (
+                "[check.urls]\nrequired = [{ url = \"https://*.net/\" }]",
+                "check.urls.required",
+                "*.blob.example.net",
+            ),
+            (
+                "[check.urls]\nobserved_in = [\"log\"]",
+                "check.urls.observed_in",
+                "absolute",
             ),
             (
                 "[check.urls]\nrequired = [{ url = \"http://u:p@x\" }]",

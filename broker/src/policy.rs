@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use jiff::Timestamp;
 use muster_core::model::{
     CheckName, CheckPace, MAX_CHECKS, PoolPolicy, ProbePolicy, RequiredUrl, Severity,
-    UpgradingAccepts,
+    UpgradingAccepts, Wildcard,
 };
 use muster_runtime::config::{self, ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
@@ -190,6 +190,10 @@ pub fn parse(file: &Path, text: &str) -> Result<PoolPolicy, ConfigError> {
                 &url.url,
                 "a URL that begins with https:// or http://",
             ));
+        }
+        if url.wildcard() == Wildcard::Misplaced {
+            let allowed = "a * for the first label under a domain, such as *.blob.example.net";
+            return Err(wrong("url.url", &url.url, allowed));
         }
     }
     Ok(PoolPolicy {
@@ -380,6 +384,7 @@ mod tests {
             ("[probe]\nports = [\"9-3\"]", "5900-5999"),
             ("[probe]\nports = []", "1 to 32"),
             ("[[url]]\nurl = \"ftp://x\"", "https://"),
+            ("[[url]]\nurl = \"https://*.net/\"", "*.blob.example.net"),
             (
                 "[[check]]\nname = \"a\"\nseverity = \"fatal\"\n[severity]\na = \"fatal\"",
                 "once",

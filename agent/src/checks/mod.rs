@@ -12,6 +12,8 @@ pub mod monitoring_agent;
 pub mod own;
 pub mod session_listener;
 pub mod urls;
+mod urls_observed;
+mod urls_told;
 
 use std::{sync::Arc, time::Duration};
 

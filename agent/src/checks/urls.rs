@@ -4,9 +4,10 @@
 //! the proxy that the environment names. Redirects are followed, because who they point to has to
 //! be reachable too. Any answer below 500 counts: the check is about the way
 //! there. A broker that the session is open to needs no second connection; the others are tried by
-//! TCP alone, and what the last attempt at a session met is told.
+//! TCP alone, and what the last attempt at a session met is told. A wildcard is tried by the names
+//! under it that this machine has been seen to use; without one there is nothing to fail.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use futures_util::{
     StreamExt as _,
@@ -16,12 +17,19 @@ use futures_util::{
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use muster_core::{
     agent::Observation,
-    model::{Finding, Outcome, Remedy, RequiredUrl},
+    model::{Finding, Outcome, Remedy, RequiredUrl, Wildcard},
 };
 use reqwest::{Response, Url, header::LOCATION};
 use tokio::sync::watch;
 
-use super::{Check, Inputs};
+use super::{
+    Check, Inputs,
+    urls_observed::{Name, Observed},
+    urls_told::{
+        Kind, Tried, blame_hosts_file, invalid, judge, judge_status, not_allowed, subject,
+        too_many_redirects, unseen, without_the_gone,
+    },
+};
 use crate::{
     config::is_url,
     probe::{
@@ -35,7 +43,7 @@ use crate::{
 /// Targets of one run: 16 brokers, 32 URLs of the file, and as many of the policy.
 const MAX_TARGETS: usize = 80;
 /// Redirects that are followed: services use one or two, browsers give up at twenty.
-const MAX_REDIRECTS: usize = 4;
+pub(super) const MAX_REDIRECTS: usize = 4;
 /// Targets tried at once: enough to be through in time, too few to look like an attack.
 const AT_ONCE: usize = 16;
 
@@ -43,9 +51,14 @@ pub(super) fn make(inputs: Inputs<'_>) -> Arc<dyn Check> {
     let local = inputs.config.check.urls.required.clone();
     let of_pool = inputs.policy.urls.iter();
     let of_pool = of_pool.filter(|url| !local.iter().any(|known| known.url == url.url));
+    let of_pool: Vec<_> = of_pool.cloned().collect();
+    let all = local.iter().chain(&of_pool);
+    let hosts: Vec<_> = all.filter_map(host_of).collect();
+    let files = inputs.config.check.urls.observed_in.clone();
     Arc::new(Urls {
         brokers: inputs.config.brokers.clone(),
-        of_pool: of_pool.cloned().collect(),
+        observed: Arc::new(Observed::new(files, hosts.into_iter())),
+        of_pool,
         local,
         link: inputs.link.clone(),
         budget: inputs.budget(),
@@ -59,21 +72,19 @@ struct Urls {
     /// What the pool requires: a broker must not make its hosts probe a network, so only the
     /// ports of the web.
     of_pool: Vec<RequiredUrl>,
+    observed: Arc<Observed>,
     link: watch::Receiver<LinkState>,
     budget: Duration,
-}
-
-/// What is tried, and what came of it.
-struct Tried {
-    finding: Finding,
-    is_broker: bool,
-    reached: bool,
 }
 
 enum Target {
     Broker(String),
     Url(RequiredUrl),
     NotAllowed(RequiredUrl),
+    /// A name under a wildcard.
+    Observed(RequiredUrl, Name, String),
+    /// A wildcard of which no name is known.
+    Unseen(String),
 }
 
 impl Check for Urls {
@@ -93,13 +104,13 @@ impl Urls {
                 .map(|broker| broker.to_string())
                 .collect()
         };
-        let targets: Vec<_> = brokers
-            .into_iter()
-            .map(Target::Broker)
-            .chain(self.local.iter().cloned().map(Target::Url))
-            .chain(self.of_pool.iter().cloned().map(of_pool))
-            .take(MAX_TARGETS)
-            .collect();
+        let mut targets: Vec<_> = brokers.into_iter().map(Target::Broker).collect();
+        let local = self.local.iter().cloned().map(Target::Url);
+        let required = local.chain(self.of_pool.iter().cloned().map(of_pool));
+        for target in required {
+            targets.extend(self.expanded(target).await);
+        }
+        targets.truncate(MAX_TARGETS);
         if targets.is_empty() {
             return Observation::new(
                 Outcome::NotApplicable,
@@ -111,25 +122,59 @@ impl Urls {
             .map(|target| self.try_one(target, &link))
             .collect();
         let tried: Vec<Tried> = stream::iter(tries).buffered(AT_ONCE).collect().await;
-        judge(tried)
+        judge(without_the_gone(tried))
+    }
+
+    /// The target itself, or what is known to stand behind its wildcard.
+    async fn expanded(&self, target: Target) -> Vec<Target> {
+        let Target::Url(required) = target else {
+            return vec![target];
+        };
+        let Wildcard::Under(suffix) = required.wildcard() else {
+            return vec![Target::Url(required)];
+        };
+        let suffix = suffix.to_ascii_lowercase();
+        let wildcard = format!("*.{suffix}");
+        let observed = Arc::clone(&self.observed);
+        let look = move || observed.names(&suffix, Path::new(hosts_file::PATH));
+        let names = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+        if names.is_empty() {
+            return vec![Target::Unseen(wildcard)];
+        }
+        let of = |name: Name| {
+            let required = RequiredUrl {
+                url: with_host(&required.url, &name.host),
+                role: required.role.clone(),
+            };
+            Target::Observed(required, name, wildcard.clone())
+        };
+        names.into_iter().map(of).collect()
     }
 
     async fn try_one(&self, target: &Target, link: &LinkState) -> Tried {
         let mut steps = Vec::new();
-        let (subject, is_broker, result) = match target {
+        let (mut kind, mut behind) = (Kind::Url, None);
+        let (subject, result) = match target {
             Target::Broker(endpoint) => {
+                kind = Kind::Broker;
                 let result = self.try_broker(endpoint, link, &mut steps).await;
-                (format!("broker {endpoint}"), true, result)
+                (format!("broker {endpoint}"), result)
             }
             Target::Url(required) => {
-                let subject = subject(required);
-                (
-                    subject,
-                    false,
-                    self.try_url(&required.url, &mut steps).await,
-                )
+                let result = self.try_url(&required.url, &mut steps).await;
+                (subject(required), result)
             }
-            Target::NotAllowed(required) => (subject(required), false, Err(not_allowed())),
+            Target::NotAllowed(required) => (subject(required), Err(not_allowed())),
+            Target::Unseen(wildcard) => return unseen(wildcard),
+            Target::Observed(required, name, wildcard) => {
+                steps.push(format!("observed: {wildcard} by {}", name.place));
+                behind = Some(wildcard.clone());
+                let result = self.try_url(&required.url, &mut steps).await;
+                if matches!(&result, Err(problem) if problem.code == "DNS_NXDOMAIN") {
+                    kind = Kind::Doubtful;
+                }
+                (subject(required), result)
+            }
         };
         let reached = result.is_ok();
         let finding = match result {
@@ -150,8 +195,9 @@ impl Urls {
         };
         Tried {
             finding,
-            is_broker,
+            kind,
             reached,
+            wildcard: behind,
         }
     }
 
@@ -190,6 +236,9 @@ impl Urls {
 
     async fn try_url(&self, text: &str, steps: &mut Vec<String>) -> Result<(), Problem> {
         let mut next = Url::parse(text).map_err(|_| invalid())?;
+        if next.host_str().is_some_and(|host| host.contains('*')) {
+            return Err(invalid());
+        }
         for _ in 0..=MAX_REDIRECTS {
             let response = self.request(&next, steps).await?;
             let status = response.status();
@@ -203,19 +252,13 @@ impl Urls {
                 // Another machine that has to be reachable too. Never its query: it may hold keys.
                 let host = target.host_str().unwrap_or_default();
                 steps.push(format!("redirect: to {}://{host}", target.scheme()));
+                self.observed.meet(host);
                 next = target;
                 continue;
             }
             return judge_status(status.as_u16(), &status.to_string());
         }
-        Err(Problem {
-            code: "HTTP_REDIRECTS",
-            message: format!("redirects more than {MAX_REDIRECTS} times"),
-            remedy: Remedy::text(
-                "A login page or a loop answers for the service: look at proxies on the way and \
-                 at the service.",
-            ),
-        })
+        Err(too_many_redirects())
     }
 
     /// One request, directly or by the proxy that is in force.
@@ -349,35 +392,6 @@ fn may_follow(from: &Url, to: &Url) -> bool {
     is_url(to.as_str()) && (same || matches!(port, Some(80 | 443)))
 }
 
-fn judge_status(status: u16, shown: &str) -> Result<(), Problem> {
-    match status {
-        407 => Err(Problem {
-            code: "PROXY_REFUSED",
-            message: "the proxy wants a login".to_owned(),
-            remedy: Remedy::text(
-                "Let the proxy pass this URL without login, or exempt it by no_proxy.",
-            ),
-        }),
-        500.. => Err(Problem {
-            code: "HTTP_STATUS",
-            message: format!("answers {shown}"),
-            remedy: Remedy::text(
-                "The way there is open: look at the service itself, or at the proxy that answers \
-                 for it.",
-            ),
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn invalid() -> Problem {
-    Problem {
-        code: "URL_INVALID",
-        message: "not an http or https URL".to_owned(),
-        remedy: Remedy::text("Correct the URL in agent.toml or in the pool's policy."),
-    }
-}
-
 /// A URL of the pool, if it may be tried.
 fn of_pool(required: RequiredUrl) -> Target {
     let allowed = is_url(&required.url)
@@ -390,89 +404,21 @@ fn of_pool(required: RequiredUrl) -> Target {
     }
 }
 
-fn not_allowed() -> Problem {
-    Problem {
-        code: "URL_NOT_ALLOWED",
-        message: "not tried: a pool may name http and https URLs on ports 80 and 443, without \
-                  user name and password"
-            .to_owned(),
-        remedy: Remedy::text(
-            "If it is meant, name it in this machine's own agent.toml under [check.urls] required.",
-        ),
+/// The host of a URL that has no wildcard.
+fn host_of(required: &RequiredUrl) -> Option<String> {
+    let host = Url::parse(&required.url).ok()?.host_str()?.to_owned();
+    (required.wildcard() == Wildcard::None).then_some(host)
+}
+
+/// The URL with `host` in the place of its wildcard.
+fn with_host(url: &str, host: &str) -> String {
+    match Url::parse(url) {
+        Ok(mut url) => match url.set_host(Some(host)) {
+            Ok(()) => url.to_string(),
+            Err(_) => String::new(),
+        },
+        Err(_) => String::new(),
     }
-}
-
-/// What a target is called. Credentials and queries of a URL are nobody else's business.
-fn subject(required: &RequiredUrl) -> String {
-    let shown = match Url::parse(&required.url) {
-        Ok(mut url) => {
-            let cleared = url.set_username("").and_then(|()| url.set_password(None));
-            url.set_query(None);
-            match cleared {
-                Ok(()) => url.to_string(),
-                Err(()) => "a URL".to_owned(),
-            }
-        }
-        Err(_) => "a URL that cannot be read".to_owned(),
-    };
-    format!("{shown} ({})", required.role)
-}
-
-/// An entry of the hosts file that led astray is the first thing to mend.
-fn blame_hosts_file(problem: Problem, steps: &[String]) -> Problem {
-    let entry = steps
-        .iter()
-        .find_map(|step| step.strip_prefix("hosts file: "));
-    let Some(entry) = entry else {
-        return problem;
-    };
-    let line = entry
-        .split_once(" line ")
-        .and_then(|(_, rest)| rest.split_once(':'))
-        .map_or("", |(line, _)| line);
-    Problem {
-        code: "HOSTS_FILE",
-        message: format!("blocked by {entry} ({})", problem.message),
-        remedy: Remedy::text(format!(
-            "Take line {line} out of {} if it is not meant: it wins over DNS.",
-            hosts_file::PATH
-        ))
-        .command(format!("sed -i '{line}d' {}", hosts_file::PATH)),
-    }
-}
-
-fn judge(mut tried: Vec<Tried>) -> Observation {
-    let brokers = tried.iter().filter(|one| one.is_broker).count();
-    let brokers_reached = tried
-        .iter()
-        .filter(|one| one.is_broker && one.reached)
-        .count();
-    let urls_lost = tried
-        .iter()
-        .filter(|one| !one.is_broker && !one.reached)
-        .count();
-    let lost = tried.iter().filter(|one| !one.reached).count();
-    // One broker is enough to be heard; the others are a spare that is missing.
-    let outcome = if urls_lost > 0 || (brokers > 0 && brokers_reached == 0) {
-        Outcome::Fail
-    } else if lost > 0 {
-        Outcome::Warn
-    } else {
-        Outcome::Pass
-    };
-    let message = match tried.iter().find(|one| !one.reached) {
-        None => format!("all {} reachable", tried.len()),
-        Some(first) => format!(
-            "{lost} of {} not reachable: {}: {}",
-            tried.len(),
-            first.finding.subject,
-            first.finding.message
-        ),
-    };
-    tried.sort_by_key(|one| one.reached);
-    let mut seen = Observation::new(outcome, message);
-    seen.findings = tried.into_iter().map(|one| one.finding).collect();
-    seen
 }
 
 #[cfg(test)]

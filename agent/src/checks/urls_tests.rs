@@ -17,6 +17,7 @@ fn urls(brokers: &[String], required: &[String], link: LinkState) -> Urls {
         brokers: brokers.to_vec(),
         local: required.collect(),
         of_pool: Vec::new(),
+        observed: Arc::default(),
         link: watch::channel(link).1,
         budget: Duration::from_secs(9),
     }
@@ -152,4 +153,40 @@ fn an_entry_of_the_hosts_file_is_blamed_by_line() {
             .starts_with("blocked by /etc/hosts line 4: 0.0.0.0 x.example")
     );
     assert_eq!(blamed.remedy.commands, ["sed -i '4d' /etc/hosts"]);
+}
+
+#[tokio::test]
+async fn a_wildcard_of_which_nothing_is_known_fails_nothing() {
+    let wildcard = "https://*.blob.example.net/".to_owned();
+    let seen = urls(&[], std::slice::from_ref(&wildcard), LinkState::default())
+        .look()
+        .await;
+    assert_eq!(seen.outcome, Outcome::NotApplicable);
+    assert_eq!(seen.findings[0].code, "URL_NOT_OBSERVED");
+    let web = serve(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+    let both = [wildcard, at("http", web)];
+    let seen = urls(&[], &both, LinkState::default()).look().await;
+    assert_eq!(seen.outcome, Outcome::Pass);
+    assert_eq!(
+        seen.message,
+        "all 1 reachable; no name of *.blob.example.net has been seen here yet"
+    );
+}
+
+#[test]
+fn a_name_is_gone_only_while_others_of_its_wildcard_are_reached() {
+    let one = |kind, reached| Tried {
+        finding: Finding::default(),
+        kind,
+        reached,
+        wildcard: Some("*.example.net".to_owned()),
+    };
+    let gone = || one(Kind::Doubtful, false);
+    let left = without_the_gone(vec![gone(), one(Kind::Url, true)]);
+    assert_eq!(left.len(), 1);
+    assert_eq!(judge(left).outcome, Outcome::Pass);
+    // It may be that nothing of it is reached any more.
+    assert_eq!(judge(without_the_gone(vec![gone()])).outcome, Outcome::Warn);
+    let blocked = vec![gone(), one(Kind::Url, false)];
+    assert_eq!(judge(without_the_gone(blocked)).outcome, Outcome::Fail);
 }

@@ -22,18 +22,43 @@ pub struct Entry {
     pub text: String,
 }
 
-/// The first entry for `host` in the file at `path`. Blocks for one small file.
+/// Every name in the file at `path` with its line, in lower case. Blocks for one small file.
 #[must_use]
-pub fn entry(path: &Path, host: &str) -> Option<Entry> {
+pub fn names(path: &Path) -> Vec<(String, usize)> {
+    let text = read(path).unwrap_or_default();
+    let mut names = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let mut words = without_comment(line).split_whitespace();
+        if words
+            .next()
+            .is_some_and(|word| word.parse::<IpAddr>().is_ok())
+        {
+            names.extend(words.map(|name| (name.to_ascii_lowercase(), at + 1)));
+        }
+    }
+    names
+}
+
+fn read(path: &Path) -> Option<String> {
     let mut text = Vec::new();
     fs::File::open(path)
         .ok()?
         .take(MAX_BYTES)
         .read_to_end(&mut text)
         .ok()?;
-    let text = String::from_utf8_lossy(&text);
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn without_comment(line: &str) -> &str {
+    line.split('#').next().unwrap_or_default().trim()
+}
+
+/// The first entry for `host` in the file at `path`. Blocks for one small file.
+#[must_use]
+pub fn entry(path: &Path, host: &str) -> Option<Entry> {
+    let text = read(path)?;
     for (at, line) in text.lines().enumerate() {
-        let line = line.split('#').next().unwrap_or_default().trim();
+        let line = without_comment(line);
         let mut words = line.split_whitespace();
         let Some(address) = words.next().and_then(|word| word.parse().ok()) else {
             continue;
@@ -70,6 +95,10 @@ mod tests {
             }
         );
         assert_eq!(entry(&path, "free.example.org"), None);
+        let named = names(&path);
+        assert_eq!(named[0], ("localhost".to_owned(), 1));
+        assert_eq!(named[2], ("blocked.example.org".to_owned(), 4));
+        assert_eq!(named.len(), 3);
         assert_eq!(entry(Path::new("/nonexistent"), "x"), None);
     }
 }

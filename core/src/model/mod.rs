@@ -21,7 +21,7 @@ pub use outcome::{
     Outcome, Remedy, Severity, UnknownCause, clean_text,
 };
 pub use policy::{
-    CheckPace, PROBE_PORTS, PoolPolicy, ProbePolicy, RequiredUrl, UpgradingAccepts,
+    CheckPace, PROBE_PORTS, PoolPolicy, ProbePolicy, RequiredUrl, UpgradingAccepts, Wildcard,
     default_check_names,
 };
 pub use reason::{Reason, ReasonCode, ReasonInfo};

@@ -25,11 +25,41 @@ pub enum UpgradingAccepts {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RequiredUrl {
-    /// The URL, http or https.
+    /// The URL, http or https. A `*` in place of its host's first label stands for every name there
+    /// that a host has been seen to use.
     pub url: String,
     /// What it is for: token, broker, diagnostics, blob, custom.
     #[serde(default = "custom_role")]
     pub role: String,
+}
+
+/// The `*` in a URL's host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wildcard<'a> {
+    /// There is none.
+    None,
+    /// It stands for everything under this domain: `blob.example.net` of `*.blob.example.net`.
+    Under(&'a str),
+    /// It stands where it means nothing, or for a whole top-level domain.
+    Misplaced,
+}
+
+impl RequiredUrl {
+    /// The wildcard in the URL's host.
+    #[must_use]
+    pub fn wildcard(&self) -> Wildcard<'_> {
+        let rest = self.url.split_once("://").map_or("", |(_, rest)| rest);
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let host = rest[..end]
+            .rsplit_once(':')
+            .map_or(&rest[..end], |(host, _)| host);
+        match host.strip_prefix("*.") {
+            None if host.contains('*') => Wildcard::Misplaced,
+            None => Wildcard::None,
+            Some(under) if under.contains('*') || !under.contains('.') => Wildcard::Misplaced,
+            Some(under) => Wildcard::Under(under),
+        }
+    }
 }
 
 fn custom_role() -> String {
@@ -210,4 +240,43 @@ pub fn default_check_names() -> [&'static str; 5] {
         "metadata_service",
         "urls",
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_the_first_label_under_a_domain_alone() {
+        let table = [
+            ("https://a.example.net/", Wildcard::None),
+            ("https://a.example.net/*", Wildcard::None),
+            (
+                "https://*.blob.example.net/x",
+                Wildcard::Under("blob.example.net"),
+            ),
+            (
+                "http://*.blob.example.net:80",
+                Wildcard::Under("blob.example.net"),
+            ),
+            ("https://*.net/", Wildcard::Misplaced),
+            ("https://*/", Wildcard::Misplaced),
+            ("https://a.*.example.net/", Wildcard::Misplaced),
+            ("https://a*.example.net/", Wildcard::Misplaced),
+            ("https://*.*.example.net/", Wildcard::Misplaced),
+        ];
+        for (url, wanted) in table {
+            let role = custom_role();
+            let url = url.to_owned();
+            assert_eq!(
+                RequiredUrl {
+                    url: url.clone(),
+                    role
+                }
+                .wildcard(),
+                wanted,
+                "{url}"
+            );
+        }
+    }
 }

@@ -142,6 +142,11 @@ async fn refused_dropped_and_unreachable_connections_are_told_apart() -> Result<
             "outbound TCP 443 to 203.0.113.9 times out: a firewall drops it",
         ),
         ("", "TCP_UNREACHABLE", "ip route get 203.0.113.9"),
+        (
+            "ip route add prohibit 203.0.113.9\n",
+            "TCP_FAILED",
+            "Permission denied",
+        ),
     ];
     for (script, code, word) in table {
         Place::new()?
@@ -203,6 +208,49 @@ async fn certificates_that_are_not_taken_are_described() -> Result<()> {
             "TLS_WRONG_NAME",
             &["is for other.example, not for web.example"],
         )
+}
+
+#[tokio::test]
+async fn a_machine_without_roots_and_a_server_that_breaks_off_are_told() -> Result<()> {
+    let place = Place::new()?;
+    let here = place.path().display();
+    Authority::new("Site Root")?.issue(&place, "web", "web.example", Until::Days(90))?;
+    let servers = format!(
+        "server {{ listen 443 ssl; ssl_reject_handshake on; }}\n\
+         server {{ listen 80; return 444; }}\n\
+         server {{ listen 444 ssl; ssl_certificate {here}/web.crt; \
+         ssl_certificate_key {here}/web.key; return 200; }}"
+    );
+    let start = format!("{}up 443\n", nginx(&place, &servers)?);
+    let bare = "unset SSL_CERT_FILE SSL_CERT_DIR\nmount -t tmpfs tmpfs /etc/ssl/certs\n";
+    let table = [
+        (
+            "https://127.0.0.1:444/",
+            bare,
+            "TLS_NO_ROOTS",
+            "apt-get install ca-certificates",
+        ),
+        (
+            "https://127.0.0.1/",
+            "",
+            "TLS_FAILED",
+            "the TLS handshake failed",
+        ),
+        (
+            "http://127.0.0.1/",
+            "",
+            "HTTP_FAILED",
+            "the exchange failed",
+        ),
+    ];
+    for (url, before, code, word) in table {
+        let script = format!("{start}{before}");
+        place
+            .doctor("urls", &required(url), &script)
+            .await?
+            .expect("fail", code, &[word])?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -273,4 +321,95 @@ async fn a_service_that_takes_connections_and_says_nothing_is_told() -> Result<(
         .doctor("urls", &required("http://127.0.0.1/"), silent)
         .await?
         .expect("fail", "HTTP_TIMED_OUT", &["silent"])
+}
+
+/// A place with nginx on port 80, whose dnsmasq answers `*.blob.example.net`, knows one name of it
+/// to be gone, and logs what it is asked; `config` requires the wildcard.
+fn wildcard() -> Result<(Place, String, String)> {
+    let mut place = Place::new()?;
+    let log = place.file("queries.log", "")?;
+    let options = format!(
+        "--log-queries --log-facility={} --address=/blob.example.net/127.0.0.1 \
+         --address=/gone.blob.example.net/",
+        log.display()
+    );
+    let names = dnsmasq(&mut place, "127.0.0.9", &options)?;
+    let start = nginx(&place, "server { listen 80; return 200; }")?;
+    let config = format!(
+        "{}observed_in = [{:?}]\n",
+        required("http://*.blob.example.net/"),
+        log.display().to_string()
+    );
+    // What the server says of itself as it starts is nobody's use of a name.
+    let forget = ": >\"$HERE/queries.log\"\n";
+    Ok((place, format!("{names}{forget}{start}up 80\n"), config))
+}
+
+#[tokio::test]
+async fn a_wildcard_is_tried_by_the_names_that_this_machine_uses() -> Result<()> {
+    let (mut place, script, config) = wildcard()?;
+    place.doctor("urls", &config, &script).await?.expect(
+        "not_applicable",
+        "URL_NOT_OBSERVED",
+        &["no name of *.blob.example.net has been seen here yet"],
+    )?;
+
+    // Somebody uses two names. One is gone by now, which is no sign of a block.
+    let uses = "getent hosts acct1.blob.example.net >/dev/null\n\
+                getent hosts gone.blob.example.net >/dev/null || true\n\
+                until_true grep -q gone.blob \"$HERE/queries.log\"\n";
+    let used = format!("{script}{uses}");
+    place.doctor("urls", &config, &used).await?.expect(
+        "pass",
+        "REACHED",
+        &[
+            "http://acct1.blob.example.net/",
+            "observed: *.blob.example.net by",
+            "queries.log",
+        ],
+    )?;
+    let blocked = format!(
+        "{used}nft add table inet t\n\
+         nft add chain inet t out '{{ type filter hook output priority 0; }}'\n\
+         nft add rule inet t out tcp dport 80 drop\n"
+    );
+    let seen = place.doctor("urls", &config, &blocked).await?;
+    seen.expect("fail", "TCP_TIMED_OUT", &["acct1.blob.example.net"])?;
+
+    // An entry of the hosts file is a name that somebody thought of, and mostly the block itself.
+    let hosts = "127.0.0.1 localhost\n203.0.113.9 acct2.blob.example.net\n";
+    place.over("/etc/hosts", hosts)?;
+    place.doctor("urls", &config, &script).await?.expect(
+        "fail",
+        "HOSTS_FILE",
+        &["blocked by /etc/hosts line 2: 203.0.113.9 acct2.blob.example.net"],
+    )
+}
+
+#[tokio::test]
+async fn urls_that_cannot_be_tried_are_told_and_not_tried() -> Result<()> {
+    // What the pool said last, as the agent keeps it.
+    let policy = |url: &str| {
+        format!(
+            "mkdir -p \"$HERE/agent/data\"\n\
+             cat >\"$HERE/agent/data/policy.json\" <<'END'\n\
+             {{\"revision\":\"desks-1\",\"checks\":[],\"urls\":[{{\"url\":\"{url}\",\
+             \"role\":\"token\"}}],\"expected_domain\":\"\"}}\nEND\n"
+        )
+    };
+    let table = [
+        ("http://127.0.0.1:22/", "URL_NOT_ALLOWED", "agent.toml"),
+        (
+            "https://user:secret@web.example/",
+            "URL_NOT_ALLOWED",
+            "agent.toml",
+        ),
+        ("https://a.*.example.net/", "URL_INVALID", "pool's policy"),
+    ];
+    for (url, code, word) in table {
+        let seen = Place::new()?.doctor("urls", "", &policy(url)).await?;
+        seen.expect("fail", code, &[word])?;
+        ensure!(!seen.text().contains("secret"), "{seen:?}");
+    }
+    Ok(())
 }
