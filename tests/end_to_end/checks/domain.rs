@@ -77,6 +77,44 @@ async fn a_machine_whose_account_was_reset_is_no_longer_trusted() -> Result<()> 
 }
 
 #[tokio::test]
+async fn a_machine_of_another_domain_or_with_another_s_keys_is_told() -> Result<()> {
+    let other = "[check.domain]\nexpected = \"other.example\"\n";
+    let script = format!("{CONTROLLER}{JOIN}");
+    place()?.doctor("domain", other, &script).await?.expect(
+        "fail",
+        "DOMAIN_OTHER",
+        &[
+            "joined to CORP.EXAMPLE instead of other.example",
+            "realm join other.example",
+        ],
+    )?;
+    look("domain", &format!("{JOIN}hostname clone-07\n"))
+        .await?
+        .expect(
+            "warn",
+            "DOMAIN_OTHER_HOST",
+            &["joined as VDI-01$, and the host is called clone-07"],
+        )
+}
+
+/// The machine's clock is wrong, as the agent's process sees it, and the controller's is right.
+#[tokio::test]
+async fn a_clock_that_differs_from_the_controllers_is_told() -> Result<()> {
+    let wrong = "export LD_PRELOAD=$(echo /usr/lib/*/faketime/libfaketime.so.1)\n\
+                 export FAKETIME=-10m FAKETIME_DONT_FAKE_MONOTONIC=1\n";
+    look("domain_reachable", wrong).await?.expect(
+        "fail",
+        "DOMAIN_CLOCK_SKEW",
+        &["s behind dc1.corp.example", "timedatectl set-ntp true"],
+    )?;
+    look("domain", &format!("{JOIN}{wrong}")).await?.expect(
+        "warn",
+        "DOMAIN_CLOCK_SKEW",
+        &["s behind dc1.corp.example"],
+    )
+}
+
+#[tokio::test]
 async fn a_machine_that_never_joined_is_told_how() -> Result<()> {
     Place::new()?.doctor("domain", EXPECTED, "").await?.expect(
         "fail",

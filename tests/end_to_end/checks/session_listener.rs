@@ -167,6 +167,44 @@ async fn xrdp_without_its_certificate_is_told_apart() -> Result<()> {
     seen.expect("fail", "RDP_NO_CERTIFICATE", &["xrdp.ini"])
 }
 
+/// A firewall that lets connections in and resets them at the first word.
+#[tokio::test]
+async fn a_connection_that_breaks_is_told_as_such() -> Result<()> {
+    let resets = format!(
+        "{XRDP}nft add table inet t\n\
+         nft add chain inet t in '{{ type filter hook input priority 0; }}'\n\
+         nft add rule inet t in tcp dport 3389 'tcp flags & psh == psh' \
+         reject with tcp reset\n"
+    );
+    look("", &resets).await?.expect(
+        "fail",
+        "LISTENER_BROKEN",
+        &["rdp on port 3389", "the connection broke", "xrdp (process "],
+    )
+}
+
+/// No server at hand has a reason for this code (INCONSISTENT_FLAGS): its bytes are those that
+/// IronRDP makes of it, which a test beside the probe shows.
+#[tokio::test]
+async fn an_rdp_server_that_refuses_by_another_code_is_told_with_it() -> Result<()> {
+    let refuses = "python3 -c 'import socket\n\
+                   s = socket.create_server((\"\", 3389))\n\
+                   while True:\n\
+                   \x20   c, _ = s.accept()\n\
+                   \x20   c.recv(19)\n\
+                   \x20   c.sendall(bytes.fromhex(\"030000130ed000000000000300080004000000\"))\n\
+                   \x20   c.recv(1)\n' &\nup 3389\n";
+    look("", refuses).await?.expect(
+        "fail",
+        "RDP_REFUSES",
+        &[
+            "rdp on port 3389",
+            "refuses the negotiation with code 4",
+            "python3 (process ",
+        ],
+    )
+}
+
 /// TigerVNC locks out an address after five connections that did not log in.
 #[tokio::test]
 async fn two_hundred_probes_lock_nobody_out_of_a_vnc_server() -> Result<()> {
