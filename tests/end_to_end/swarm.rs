@@ -110,6 +110,14 @@ async fn a_front_end_is_told_of_agents_that_fell_silent() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_front_end_is_told_of_agents_whose_packets_are_lost() -> Result<()> {
+    let (_, report) = play("black-hole --drop --loss 2 --count 3 --per-minute 120").await?;
+    told_of_all(&report, 3)?;
+    ensure!(report["loss_percent"] == 2, "{report}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn all_come_back_from_a_storm() -> Result<()> {
     let (_, report) = play("storm --times 2").await?;
     came_back(&report, 2)

@@ -12,6 +12,7 @@ mod beside;
 mod crew;
 mod identities;
 mod meter;
+mod network;
 mod options;
 mod progress;
 mod questions;
@@ -49,6 +50,12 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
+    if arguments.script.loses_packets()
+        && let Err(error) = network::enter().and_then(|()| network::lose(loss(&arguments)))
+    {
+        eprintln!("muster-swarm: {error:#}");
+        return ExitCode::FAILURE;
+    }
     tls::install_provider();
     accept::raise_open_files();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -66,6 +73,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn loss(arguments: &Arguments) -> u32 {
+    arguments.script.common().map_or(0, |common| common.loss)
 }
 
 /// Plays the script to its end, or until somebody ends it. All as it must be?
@@ -127,6 +138,7 @@ fn begin(script: &Script, common: &Common) -> Report {
         agents: common.agents,
         real_agents: common.real,
         listeners: common.listeners.is_some(),
+        loss_percent: common.loss,
         probe: common.probe,
         interval_ms: millis(settings.interval),
         lease_ms: millis(settings.lease()),

@@ -33,7 +33,7 @@ pub(crate) enum Script {
     /// Agents are killed: their sockets close, their listeners refuse.
     Kill(Harm),
     /// Agents fall silent while their connections stay open.
-    BlackHole(Harm),
+    BlackHole(BlackHole),
     /// The broker is stopped with SIGSTOP for a time and continued.
     Stop(Stop),
     /// The broker is killed with SIGKILL and started again.
@@ -92,6 +92,10 @@ pub(crate) struct Common {
     /// Measures the steady state for this time before the script begins.
     #[arg(long, default_value = "0s", value_name = "TIME")]
     pub(crate) steady: HumanDuration,
+    /// Percent of the packets from and to light agents that are lost, in a network of the swarm's
+    /// own (needs root).
+    #[arg(long, default_value_t = 0, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=50))]
+    pub(crate) loss: u32,
     /// Keeps the broker's data and all identities in this folder, and goes on with what is there.
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,
@@ -138,6 +142,16 @@ pub(crate) struct Harm {
     /// The front end must be told of 99 % within this time.
     #[arg(long, value_name = "TIME")]
     pub(crate) told_p99: Option<HumanDuration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BlackHole {
+    #[command(flatten)]
+    pub(crate) harm: Harm,
+    /// Their packets are lost, in a network of the swarm's own (needs root); without it their
+    /// processes hang.
+    #[arg(long)]
+    pub(crate) drop: bool,
 }
 
 #[derive(Debug, Args)]
@@ -252,12 +266,19 @@ impl Script {
         }
     }
 
+    /// Does it need a network of its own, where packets are lost?
+    pub(crate) fn loses_packets(&self) -> bool {
+        let swallows = matches!(self, Self::BlackHole(script) if script.drop);
+        swallows || self.common().is_some_and(|common| common.loss > 0)
+    }
+
     /// What every script has; children have nothing.
     pub(crate) fn common(&self) -> Option<&Common> {
         match self {
             Self::Steady(script) => Some(&script.common),
             Self::Storm(script) => Some(&script.common),
-            Self::Kill(script) | Self::BlackHole(script) => Some(&script.common),
+            Self::Kill(script) => Some(&script.common),
+            Self::BlackHole(script) => Some(&script.harm.common),
             Self::Stop(script) => Some(&script.common),
             Self::Reconnect(script) => Some(&script.common),
             Self::CrashLoop(script) => Some(&script.common),

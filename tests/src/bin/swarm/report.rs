@@ -28,6 +28,8 @@ pub(crate) struct Report {
     pub(crate) processes: usize,
     /// Each light agent had a session listener of its own.
     pub(crate) listeners: bool,
+    /// Percent of the packets from and to light agents that were lost.
+    pub(crate) loss_percent: u32,
     /// The broker probed.
     pub(crate) probe: bool,
     /// Time between two beats, milliseconds.

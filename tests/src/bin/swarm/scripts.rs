@@ -8,11 +8,12 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     identities::Identities,
+    network,
     options::{self, Script},
     questions,
     report::{Harmed, Latency, Return},
     stage::{Stage, as_u64},
-    worker::{Order, now},
+    worker::{self, Order, now},
 };
 
 /// A lease's end may be told this much later: the broker's clock ticks each second.
@@ -29,8 +30,15 @@ pub(crate) async fn play(script: &Script, stage: &mut Stage<'_>) -> Result<()> {
     match script {
         Script::Steady(script) => stage.steady(script.length.0).await,
         Script::Storm(script) => storm(script, stage).await,
-        Script::Kill(script) => harm(script, stage, "killed", Order::Kill).await,
-        Script::BlackHole(script) => harm(script, stage, "silent", Order::Freeze).await,
+        Script::Kill(script) => harm(script, stage, Way::Kill).await,
+        Script::BlackHole(script) => {
+            let way = if script.drop {
+                Way::Swallow
+            } else {
+                Way::Freeze
+            };
+            harm(&script.harm, stage, way).await
+        }
         Script::Stop(script) => stop(script, stage).await,
         Script::Reconnect(script) => reconnect(script, stage).await,
         Script::CrashLoop(script) => crash_loop(script, stage).await,
@@ -46,13 +54,30 @@ struct Victim {
     at: u64,
 }
 
+/// How a light agent is harmed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Its sockets close.
+    Kill,
+    /// It hangs.
+    Freeze,
+    /// Its packets are lost.
+    Swallow,
+}
+
+impl Way {
+    fn what(self) -> &'static str {
+        match self {
+            Self::Kill => "killed",
+            Self::Freeze => "hanging",
+            Self::Swallow => "packets lost",
+        }
+    }
+}
+
 /// Harms hosts at a pace, and waits until the front end was told of each.
-async fn harm(
-    script: &options::Harm,
-    stage: &mut Stage<'_>,
-    what: &str,
-    order: fn(Vec<usize>) -> Order,
-) -> Result<()> {
+async fn harm(script: &options::Harm, stage: &mut Stage<'_>, way: Way) -> Result<()> {
+    let what = way.what();
     let lease = script.common.settings().lease();
     warn_of_mass_loss(script, stage);
     let pause = Duration::from_secs(60) / script.per_minute.max(1);
@@ -72,7 +97,7 @@ async fn harm(
         } else {
             // From the end, so that the first hosts are there for whoever looks.
             let number = script.common.agents - 1 - (number - real);
-            harm_light(stage, number, order).await?
+            harm_light(stage, number, way).await?
         };
         victims.push(victim);
         stage
@@ -111,16 +136,20 @@ async fn harm_real(stage: &mut Stage<'_>, number: usize) -> Result<Victim> {
     Ok(Victim { name, at })
 }
 
-async fn harm_light(
-    stage: &mut Stage<'_>,
-    number: usize,
-    order: fn(Vec<usize>) -> Order,
-) -> Result<Victim> {
+async fn harm_light(stage: &mut Stage<'_>, number: usize, way: Way) -> Result<Victim> {
     let name = Identities::name(number);
     stage.watch.seen().will_be_harmed(&name);
     stage.hosts -= 1;
     stage.alive -= 1;
-    let at = stage.crew.harm(number, order).await?;
+    let at = match way {
+        Way::Kill => stage.crew.harm(number, Order::Kill).await?,
+        Way::Freeze => stage.crew.harm(number, Order::Freeze).await?,
+        Way::Swallow => {
+            let (at, address) = (now(), worker::address(stage.addresses, number)?);
+            network::swallow(address)?;
+            at
+        }
+    };
     Ok(Victim { name, at })
 }
 
@@ -239,7 +268,7 @@ async fn stop(script: &options::Stop, stage: &mut Stage<'_>) -> Result<()> {
         stage.pause(&what, length.0 / 2).await?;
         let mut victims = Vec::new();
         for _ in 0..script.kill.min(stage.alive) {
-            victims.push(harm_light(stage, stage.alive - 1, Order::Kill).await?);
+            victims.push(harm_light(stage, stage.alive - 1, Way::Kill).await?);
         }
         stage.pause(&what, length.0 / 2).await?;
         stage.broker.process.signal(Signal::CONT)?;
@@ -288,7 +317,7 @@ async fn crash_loop(script: &options::CrashLoop, stage: &mut Stage<'_>) -> Resul
         .within
         .map_or(common.restart_window() + HOLD, |within| within.0);
     stage.restart_broker(Duration::ZERO).await?;
-    let victim = harm_light(stage, stage.alive - 1, Order::Kill).await?;
+    let victim = harm_light(stage, stage.alive - 1, Way::Kill).await?;
     let name = victim.name.clone();
     let mut crashes = 0;
     let begun = Instant::now();

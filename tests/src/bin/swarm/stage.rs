@@ -47,6 +47,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) crew: Crew,
     pub(crate) watch: Watch,
     pub(crate) real: Vec<RealAgent>,
+    /// Address of agent 0; the others follow.
+    pub(crate) addresses: Ipv4Addr,
     pub(crate) report: Report,
     /// Light agents that were not harmed.
     pub(crate) alive: usize,
@@ -114,6 +116,7 @@ impl<'a> Stage<'a> {
             broker,
             crew,
             real,
+            addresses,
             report,
             alive: common.agents,
             hosts: common.hosts(),

@@ -42,6 +42,9 @@ fn head(report: &Report, out: &mut String) -> Result {
     if report.probe {
         write!(out, ", probe on")?;
     }
+    if report.loss_percent > 0 {
+        write!(out, ", {} % of their packets lost", report.loss_percent)?;
+    }
     writeln!(
         out,
         "\n  pace            interval {:?}, lease {:?}, reconnect window {:?}",
