@@ -7,9 +7,11 @@
 //! - [`host`]: one host - facts, events in, presence, status and effects out.
 //! - [`fleet`]: many hosts - judged time, deadlines, the restart window.
 //! - [`agent`]: the host's own side - check schedule, rise and fall, reconnects.
+//! - [`vigil`]: whether the loops of a process still turn.
 #![warn(missing_docs)]
 
 pub mod agent;
 pub mod fleet;
 pub mod host;
 pub mod model;
+pub mod vigil;

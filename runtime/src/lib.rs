@@ -5,6 +5,7 @@
 //! - [`telemetry`]: what the process says while it runs, on standard error.
 //! - [`explain`]: errors with all their causes, in one line.
 //! - [`shutdown`], [`supervisor`]: the end of the process, and who owns its tasks.
+//! - [`watchdog`], [`service`]: an end to a process that is stuck, and words for the service manager.
 //! - [`files`]: writes that survive a crash, and secrets that nobody else may read.
 //! - [`identity`]: what a certificate says, and where a program keeps its own.
 //! - [`tls`], [`accept`], [`channel`]: one way in and one way out, with the peer's identity.
@@ -21,10 +22,12 @@ pub mod explain;
 pub mod files;
 pub mod identity;
 pub mod refusal;
+pub mod service;
 pub mod shutdown;
 pub mod supervisor;
 pub mod telemetry;
 pub mod tls;
+pub mod watchdog;
 
 #[cfg(test)]
 mod testing;
