@@ -4,7 +4,7 @@
 //! else the defaults. The exit code is the worst: 0 nothing worse than Warn, 1 a check that is not
 //! fatal fails, 2 a fatal one does.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use muster_core::{
@@ -203,8 +203,7 @@ fn link_for_checks(config: &Config, data: &DataDir, session: Option<&LinkState>)
     }
     LinkState {
         brokers: brokers(config, data),
-        connected: None,
-        problems: BTreeMap::new(),
+        ..LinkState::default()
     }
 }
 

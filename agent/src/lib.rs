@@ -32,9 +32,11 @@ use muster_runtime::{
     explain::explain,
     files::FileError,
     identity::{LocalIdentity, LocalIdentityError},
+    service,
     shutdown::Shutdown,
     supervisor::{Supervisor, SupervisorError, TaskKind},
     tls::{self, ClientTls, TlsError},
+    watchdog::Watchdog,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -54,6 +56,11 @@ use crate::{
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Time for all tasks to end: the goodbye takes 3 s at most.
 const GRACE: Duration = Duration::from_secs(5);
+/// A loop that has not turned for so long is stuck: the longest turns of both take 5 s, and a busy
+/// machine may make them thrice that.
+const LOOP_LIMIT: Duration = Duration::from_secs(30);
+/// A run that has held its thread for so long after its end came holds it for ever.
+const RUNS_LIMIT: Duration = Duration::from_secs(60);
 /// How often people's sessions are counted: at least once per beat of the default pace.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Longest time for a count; the number is unknown then.
@@ -83,6 +90,9 @@ pub enum RunError {
     /// The kernel does not say which boot this is.
     #[error("this boot cannot be told from others: /proc is needed")]
     BootId(#[source] io::Error),
+    /// There can be no thread for the watchdog.
+    #[error("the watchdog cannot be started")]
+    Watchdog(#[source] io::Error),
     /// A task failed.
     #[error(transparent)]
     Task(#[from] SupervisorError),
@@ -100,7 +110,17 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     data.prepare()?;
     let incoming = control::bind(&config.control_socket)?;
     let boot_id = machine::boot_id().map_err(RunError::BootId)?;
+    let mut watchdog = Watchdog::new();
+    let marks = scheduler::Marks {
+        scheduler: watchdog.mark("check scheduler", LOOP_LIMIT),
+        runs: watchdog.mark("runs of checks", RUNS_LIMIT),
+    };
+    let mark = watchdog.mark("session", LOOP_LIMIT);
     let supervisor = Supervisor::new(shutdown.clone());
+    let spawn = Critical {
+        supervisor: &supervisor,
+        shutdown: &shutdown,
+    };
     let (announcer, deliveries) = Announcer::new(data.clone(), &boot_id, VERSION);
     let policy = watch::Sender::new(Arc::new(doctor::last_policy(&data)));
     let brokers = doctor::brokers(&config, &data);
@@ -114,43 +134,24 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let (counts_sender, counts) = watch::channel(SessionCounts::default());
 
     let first_plan = checks::plan(&config, &policy.borrow(), &link.subscribe());
-    supervisor.spawn(
-        "check scheduler",
-        TaskKind::Critical,
-        scheduler::run(first_plan, inbox, results_sender, shutdown.clone()),
-    );
-    supervisor.spawn(
-        "planner",
-        TaskKind::Critical,
-        keep_plan(
-            config,
-            data.clone(),
-            policy.subscribe(),
-            link.subscribe(),
-            orders.clone(),
-            shutdown.clone(),
-        ),
-    );
-    supervisor.spawn(
-        "session counter",
-        TaskKind::Critical,
-        count_sessions(counts_sender, shutdown.clone()),
-    );
-    supervisor.spawn(
-        "power",
-        TaskKind::Critical,
-        power::run(announcer.clone(), shutdown.clone()),
-    );
-    supervisor.spawn(
-        "control socket",
-        TaskKind::Critical,
-        control::serve(
-            incoming,
-            announcer.clone(),
-            link.subscribe(),
-            shutdown.clone(),
-        ),
-    );
+    spawn.task("check scheduler", |shutdown| {
+        scheduler::run(first_plan, inbox, results_sender, marks, shutdown)
+    });
+    let (planned, linked) = (policy.subscribe(), link.subscribe());
+    let (kept, ordered) = (data.clone(), orders.clone());
+    spawn.task("planner", |shutdown| {
+        keep_plan(config, kept, planned, linked, ordered, shutdown)
+    });
+    spawn.task("session counter", |shutdown| {
+        count_sessions(counts_sender, shutdown)
+    });
+    spawn.task("power", |shutdown| power::run(announcer.clone(), shutdown));
+    spawn.task("control socket", |shutdown| {
+        control::serve(incoming, announcer.clone(), link.subscribe(), shutdown)
+    });
+    spawn.task("status line", |shutdown| {
+        tell_service_manager(link.subscribe(), shutdown)
+    });
     let context = Context {
         tls: client_tls,
         data,
@@ -161,13 +162,52 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         policy,
         orders,
         link,
+        mark,
     };
-    supervisor.spawn(
-        "session",
-        TaskKind::Critical,
-        session::run(context, brokers, deliveries, shutdown),
-    );
+    spawn.task("session", |shutdown| {
+        session::run(context, brokers, deliveries, shutdown)
+    });
+    let _guard = watchdog.start(shutdown).map_err(RunError::Watchdog)?;
     supervisor.join(GRACE).await?;
+    Ok(())
+}
+
+/// Starts tasks that the process cannot go on without.
+struct Critical<'a> {
+    supervisor: &'a Supervisor,
+    shutdown: &'a Shutdown,
+}
+
+impl Critical<'_> {
+    fn task<F, E>(&self, name: &'static str, task: impl FnOnce(Shutdown) -> F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let task = task(self.shutdown.clone());
+        self.supervisor.spawn(name, TaskKind::Critical, task);
+    }
+}
+
+/// Says that the agent runs, how its session fares, and that it ends. It is ready without a broker
+/// too: a unit that waits for it must not wait for the network.
+async fn tell_service_manager(
+    mut link: watch::Receiver<LinkState>,
+    shutdown: Shutdown,
+) -> Result<(), Infallible> {
+    service::ready();
+    loop {
+        service::status(&link.borrow_and_update().to_string());
+        tokio::select! {
+            () = shutdown.requested() => break,
+            // Once the session has ended, so will the process.
+            changed = link.changed() => if changed.is_err() {
+                shutdown.requested().await;
+                break;
+            },
+        }
+    }
+    service::stopping();
     Ok(())
 }
 

@@ -54,10 +54,7 @@ pub(crate) fn diagnosis(diagnosis: &Diagnosis) -> String {
     };
     let session = match &diagnosis.session {
         None => "no agent runs here".to_owned(),
-        Some(link) => match &link.connected {
-            Some(broker) => format!("the session with {broker} is open"),
-            None => "the agent has no session".to_owned(),
-        },
+        Some(link) => link.session(),
     };
     line(&mut text, &format!("\n{host}; {session}"));
     for (broker, problem) in diagnosis.session.iter().flat_map(|link| &link.problems) {

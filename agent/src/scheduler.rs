@@ -1,21 +1,22 @@
 //! Runs the checks as the core's schedule says.
 //!
 //! Each run is a task of its own with a time limit, so a hanging check delays nothing, and a check
-//! that panics is a check that cannot run. Results are published as a copy whose ages are worked
+//! that panics is a check that cannot run. When the machine slept or the process was stopped, runs
+//! that were under way are dropped and all checks run at once. Results are published as a copy whose ages are worked
 //! out by whoever reads it.
 
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::future::{FutureExt as _, pending};
+use futures_util::future::FutureExt as _;
 use muster_core::{
-    agent::{CheckSpec, Observation, Random, ResultSet, RunId, Schedule, Start},
+    agent::{CheckSpec, Observation, Pulse, Random, ResultSet, RunId, Schedule, Start},
     model::{CheckName, Outcome, UnknownCause},
 };
-use muster_runtime::{clock, shutdown::Shutdown};
+use muster_runtime::{clock, shutdown::Shutdown, watchdog::Mark};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
-    time::{sleep, timeout},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::checks::{Check, Planned};
@@ -23,6 +24,9 @@ use crate::checks::{Check, Planned};
 /// Longest sleep: timers stand still while the machine is suspended, and the checks shall be due
 /// soon after it wakes.
 const MAX_SLEEP: Duration = Duration::from_secs(5);
+/// A run that does not even end when its limit is over holds a thread of the process: that is
+/// called stuck after this time, which no busy machine takes to end it.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// Orders that may wait: a broker sends few, and more would only repeat them.
 pub const MAX_ORDERS: usize = 16;
 
@@ -35,6 +39,15 @@ pub enum Order {
     Apply(Vec<Planned>),
 }
 
+/// Where the scheduler leaves its signs of life.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    /// The loop turns.
+    pub scheduler: Mark,
+    /// No run is stuck.
+    pub runs: Mark,
+}
+
 /// Runs checks until shutdown is requested.
 ///
 /// # Errors
@@ -43,6 +56,7 @@ pub async fn run(
     planned: Vec<Planned>,
     mut orders: mpsc::Receiver<Order>,
     results: watch::Sender<Arc<ResultSet>>,
+    marks: Marks,
     shutdown: Shutdown,
 ) -> Result<(), std::convert::Infallible> {
     let mut shell = Shell::default();
@@ -50,14 +64,29 @@ pub async fn run(
     results.send_replace(shell.published());
     let stopped = shutdown.requested();
     tokio::pin!(stopped);
+    let mut pulse = Pulse::new(MAX_SLEEP);
     loop {
+        marks.scheduler.turn();
+        if !shell.is_stuck() {
+            marks.runs.turn();
+        }
+        let gap = pulse.turn(clock::boot(), clock::awake());
+        if gap.is_wake() {
+            tracing::info!(
+                slept_ms = gap.slept.as_millis(),
+                stopped_ms = gap.stopped.as_millis(),
+                "awake again: all checks run"
+            );
+            shell.handle_wake();
+        }
         shell.start_due();
         let wake = shell.schedule.next_wake();
-        let nap = wake.map(|wake| wake.since(clock::boot()).min(MAX_SLEEP));
+        let nap = wake.map_or(MAX_SLEEP, |wake| wake.since(clock::boot()).min(MAX_SLEEP));
         tokio::select! {
             () = &mut stopped => return Ok(()),
-            () = nap_for(nap) => {}
+            () = sleep(nap) => {}
             Some(ended) = shell.runs.join_next() => {
+                // One that was dropped says nothing.
                 if let Ok((name, run, observation)) = ended {
                     shell.handle_ended(&name, run, observation);
                     results.send_replace(shell.published());
@@ -71,18 +100,19 @@ pub async fn run(
     }
 }
 
-async fn nap_for(nap: Option<Duration>) {
-    match nap {
-        Some(nap) => sleep(nap).await,
-        None => pending().await,
-    }
-}
-
 #[derive(Default)]
 struct Shell {
     schedule: Schedule,
     checks: BTreeMap<CheckName, Arc<dyn Check>>,
     runs: JoinSet<(CheckName, RunId, Observation)>,
+    under_way: BTreeMap<RunId, UnderWay>,
+}
+
+/// A run that has not ended.
+struct UnderWay {
+    abort: AbortHandle,
+    /// By then it has ended, if its thread ever comes back from it.
+    stuck_from: Instant,
 }
 
 impl Shell {
@@ -118,7 +148,11 @@ impl Shell {
         for start in self.schedule.start_due(clock::boot(), draw) {
             match self.checks.get(&start.name) {
                 Some(check) => {
-                    self.runs.spawn(run_once(Arc::clone(check), start));
+                    let (run, limit) = (start.run, start.timeout);
+                    let abort = self.runs.spawn(run_once(Arc::clone(check), start));
+                    let stuck_from = Instant::now() + limit + STUCK_AFTER;
+                    let under_way = UnderWay { abort, stuck_from };
+                    self.under_way.insert(run, under_way);
                 }
                 None => {
                     let seen = cannot_run("the check is not there");
@@ -128,7 +162,23 @@ impl Shell {
         }
     }
 
+    /// What was under way says more of the sleep than of the host.
+    fn handle_wake(&mut self) {
+        for run in self.schedule.handle_wake(clock::boot()) {
+            if let Some(under_way) = self.under_way.remove(&run) {
+                under_way.abort.abort();
+            }
+        }
+    }
+
+    /// A run holds its thread although its limit is long over.
+    fn is_stuck(&self) -> bool {
+        let now = Instant::now();
+        self.under_way.values().any(|run| run.stuck_from < now)
+    }
+
     fn handle_ended(&mut self, name: &CheckName, run: RunId, observation: Observation) {
+        self.under_way.remove(&run);
         let observation = without_idle_words(observation);
         let (outcome, seen) = (observation.outcome, observation.message.clone());
         if self
@@ -181,7 +231,7 @@ fn without_idle_words(mut observation: Observation) -> Observation {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use futures_util::future::BoxFuture;
+    use futures_util::future::{BoxFuture, pending};
     use muster_core::model::{CheckPace, Finding};
 
     use super::*;
@@ -233,7 +283,13 @@ mod tests {
         let (orders, inbox) = mpsc::channel(MAX_ORDERS);
         let (sender, results) = watch::channel(Arc::default());
         let shutdown = Shutdown::new();
-        tokio::spawn(run(checks, inbox, sender, shutdown.clone()));
+        tokio::spawn(run(
+            checks,
+            inbox,
+            sender,
+            Marks::default(),
+            shutdown.clone(),
+        ));
         Running {
             orders,
             results,

@@ -101,6 +101,7 @@ async fn a_broker_with_an_open_session_is_not_connected_to_again() {
     let link = LinkState {
         brokers: vec![here.as_str().into(), gone.as_str().into()],
         connected: Some(here.as_str().into()),
+        address: None,
         problems: BTreeMap::from([(gone.clone(), "certificate expired".to_owned())]),
     };
     let seen = urls(&[], &[], link).look().await;

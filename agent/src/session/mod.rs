@@ -8,15 +8,18 @@
 //!
 //! Which broker and how long to wait is the core's to decide ([`Reconnect`]). Nothing here waits
 //! for a check: results are read from a copy, and what a broker that hangs does not take is told
-//! again later. Words that somebody waits for ([`Delivery`]) are told in the live session, or
+//! again later. Waits are counted on the boot-time clock, so a machine that slept through one is
+//! not kept waiting, and a session that was slept through for a lease is opened anew at once.
+//! Words that somebody waits for ([`Delivery`]) are told in the live session, or
 //! their senders are told at once that there is none.
 
 mod facts;
 mod link;
 mod open;
+mod pace;
 mod talk;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use muster_core::{
     agent::{Failure, HostPolicy, Reconnect, ResultSet},
@@ -24,15 +27,14 @@ use muster_core::{
 };
 use muster_runtime::{
     channel::{ConnectError, explain_status},
+    clock,
     explain::explain,
     refusal::{self, Reaction, Refusal},
     shutdown::Shutdown,
     tls::ClientTls,
+    watchdog::Mark,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::sleep,
-};
+use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 pub use facts::{About, Board};
@@ -64,6 +66,8 @@ pub struct Context {
     pub orders: mpsc::Sender<Order>,
     /// How the session fares, for others to read.
     pub link: watch::Sender<LinkState>,
+    /// Sign of life of this loop.
+    pub mark: Mark,
 }
 
 /// Why a try or a session ended.
@@ -87,6 +91,9 @@ enum Ended {
     /// The broker said nothing.
     #[error("the broker did not say Welcome within {0:?}")]
     NoWelcome(Duration),
+    /// Time passed that this process did not see: more than the broker believes a silent host.
+    #[error("the machine slept or this process was stopped for {0:.0?}, longer than the lease")]
+    Slept(Duration),
     /// The broker sent us away.
     #[error("the broker asked this host to connect anew")]
     SentAway {
@@ -111,18 +118,21 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), NoBrokers> {
     let last = context.data.last_session().unwrap_or_default();
-    let mut reconnect = Reconnect::new(brokers.clone());
-    reconnect.handle_endpoints(last.endpoints.clone());
-    context
-        .link
-        .send_modify(|link| link.brokers.clone_from(&brokers));
+    let mut reconnect = Reconnect::new(brokers);
+    reconnect.handle_endpoints(&last.endpoints);
+    let show_brokers = |reconnect: &Reconnect| {
+        let known = reconnect.endpoints().to_vec();
+        context.link.send_modify(|link| link.brokers = known);
+    };
+    show_brokers(&reconnect);
+    let mut told = Told::default();
     let mut lease = last.lease;
     let mut next = reconnect.first_try().ok_or(NoBrokers)?;
     loop {
         tokio::select! {
             () = shutdown.requested() => return Ok(()),
             () = turn_away(&mut deliveries) => {}
-            () = sleep(next.after) => {}
+            () = pace::until(clock::boot() + next.after, &context.mark) => {}
         }
         let endpoint = Arc::clone(&next.endpoint);
         let ended = one(
@@ -134,7 +144,8 @@ pub async fn run(
             &shutdown,
         )
         .await;
-        let Some(failure) = told(&context, &endpoint, &ended, &mut reconnect) else {
+        show_brokers(&reconnect);
+        let Some(failure) = told.tell(&context, &endpoint, &ended, &mut reconnect) else {
             return Ok(());
         };
         next = reconnect
@@ -153,10 +164,13 @@ async fn one(
     deliveries: &mut mpsc::Receiver<Delivery>,
     shutdown: &Shutdown,
 ) -> Ended {
+    let known_lease = lease.unwrap_or(open::DEFAULT_LEASE);
     let opened = tokio::select! {
         () = shutdown.requested() => return Ended::Stopped,
         () = turn_away(deliveries) => return Ended::Stopped,
-        opened = open::open(context, endpoint, *lease) => opened,
+        opened = open::open(context, endpoint, known_lease) => opened,
+        // A handshake that was slept through leads nowhere, and its limits have not counted.
+        slept = pace::slept_through(known_lease, &context.mark) => return Ended::Slept(slept),
     };
     let opened = match opened {
         Ok(opened) => opened,
@@ -164,22 +178,33 @@ async fn one(
     };
     *lease = Some(opened.welcome.lease);
     reconnect.handle_welcome(opened.welcome.spread, opened.welcome.cap);
-    reconnect.handle_endpoints(opened.welcome.endpoints.clone());
+    reconnect.handle_endpoints(&opened.welcome.endpoints);
+    let known = reconnect.endpoints().to_vec();
+    let passed_over = opened.passed_over.iter().map(ToString::to_string);
+    let passed_over: Vec<String> = passed_over.collect();
     context.link.send_modify(|link| {
         link.connected = Some(Arc::clone(endpoint));
+        link.address = Some(opened.address);
         link.problems.clear();
-        if !opened.welcome.endpoints.is_empty() {
-            link.brokers.clone_from(&opened.welcome.endpoints);
+        if !passed_over.is_empty() {
+            let problem = format!("connected, but not to {}", passed_over.join("; "));
+            link.problems.insert(endpoint.to_string(), problem);
         }
+        link.brokers = known;
     });
     tracing::info!(
         broker = %endpoint,
+        broker.address = %opened.address,
+        broker.passed_over = passed_over.join("; "),
         broker.id = opened.welcome.broker_id,
         epoch = opened.welcome.epoch,
         "session is open"
     );
     let ended = talk::talk(context, opened, deliveries, shutdown).await;
-    context.link.send_modify(|link| link.connected = None);
+    context.link.send_modify(|link| {
+        link.connected = None;
+        link.address = None;
+    });
     ended
 }
 
@@ -192,50 +217,80 @@ async fn turn_away(deliveries: &mut mpsc::Receiver<Delivery>) {
     std::future::pending::<()>().await;
 }
 
-/// Tells the log and all who look how the try ended, and what that means for the next one. None
-/// for the end of the process.
-fn told(
-    context: &Context,
-    endpoint: &Arc<str>,
-    ended: &Ended,
-    reconnect: &mut Reconnect,
-) -> Option<Failure> {
-    let failure = match ended {
-        Ended::Stopped => return None,
-        Ended::SentAway { within, endpoints } => {
-            tracing::info!(broker = %endpoint, "sent away by the broker");
-            reconnect.handle_endpoints(endpoints.clone());
-            return Some(Failure::SentAway(*within));
+/// What was told of each broker last, so that an outage of hours is one line, not thousands.
+#[derive(Default)]
+struct Told {
+    /// By endpoint; as many as there are of these.
+    last: BTreeMap<Arc<str>, String>,
+}
+
+impl Told {
+    /// Tells the log and all who look how the try ended, and what that means for the next one.
+    /// None for the end of the process.
+    fn tell(
+        &mut self,
+        context: &Context,
+        endpoint: &Arc<str>,
+        ended: &Ended,
+        reconnect: &mut Reconnect,
+    ) -> Option<Failure> {
+        let refusal = match ended {
+            Ended::Status(status, _) => Refusal::from_status(status),
+            _ => None,
+        };
+        let failure = match ended {
+            Ended::Stopped => return None,
+            Ended::SentAway { within, endpoints } => {
+                let to = endpoints.join(", ");
+                tracing::info!(broker = %endpoint, to, "sent away by the broker");
+                reconnect.handle_directive(endpoints);
+                self.last.remove(endpoint);
+                return Some(Failure::SentAway(*within));
+            }
+            Ended::Slept(_) => Failure::Woke,
+            Ended::Closed(true) => Failure::Lost,
+            Ended::Status(_, welcomed) => match &refusal {
+                Some(refusal) if *welcomed && is_an_end(refusal) => Failure::Lost,
+                Some(refusal) => refused(refusal, reconnect.cap()),
+                None if *welcomed => Failure::Lost,
+                None => Failure::Unreachable,
+            },
+            Ended::Connect(_) | Ended::Closed(false) | Ended::Contract(_) | Ended::NoWelcome(_) => {
+                Failure::Unreachable
+            }
+        };
+        let why = explain(ended);
+        // A refusal may tell times and addresses that differ each time: its reason is what is new.
+        let key = refusal
+            .as_ref()
+            .map_or(&*why, |refusal| &*refusal.reason)
+            .to_owned();
+        let by_itself = refusal.is_some_and(|refusal| refusal.reaction() == Reaction::Retry);
+        let said_before = self.last.get(endpoint) == Some(&key);
+        self.last
+            .retain(|known, _| reconnect.endpoints().contains(known));
+        self.last.insert(Arc::clone(endpoint), key);
+        context.link.send_modify(|link| {
+            link.problems.insert(endpoint.to_string(), why.clone());
+        });
+        match failure {
+            // A session that was lost was one: that it is lost again is news.
+            Failure::Lost | Failure::Woke => {
+                tracing::warn!(broker = %endpoint, why, "the session was lost");
+            }
+            _ if said_before => tracing::debug!(broker = %endpoint, why, "still no session"),
+            Failure::Refused(_) if by_itself => {
+                tracing::warn!(broker = %endpoint, why, "refused for now");
+            }
+            Failure::Refused(_) => {
+                tracing::error!(broker = %endpoint, why, "the broker refuses this host");
+            }
+            Failure::Unreachable | Failure::SentAway(_) => {
+                tracing::warn!(broker = %endpoint, why, "no session");
+            }
         }
-        Ended::Closed(true) => Failure::Lost,
-        Ended::Status(status, welcomed) => match Refusal::from_status(status) {
-            Some(refusal) if *welcomed && is_an_end(&refusal) => Failure::Lost,
-            Some(refusal) => refused(&refusal, reconnect.cap()),
-            None if *welcomed => Failure::Lost,
-            None => Failure::Unreachable,
-        },
-        Ended::Connect(_) | Ended::Closed(false) | Ended::Contract(_) | Ended::NoWelcome(_) => {
-            Failure::Unreachable
-        }
-    };
-    let why = explain(ended);
-    let said_before = context.link.borrow().problems.get(&**endpoint) == Some(&why);
-    context.link.send_modify(|link| {
-        link.problems.insert(endpoint.to_string(), why.clone());
-    });
-    match failure {
-        // An outage of hours is one line, not thousands.
-        _ if said_before => tracing::debug!(broker = %endpoint, why, "still no session"),
-        Failure::Lost => tracing::warn!(broker = %endpoint, why, "the session was lost"),
-        Failure::Refused(None) => tracing::warn!(broker = %endpoint, why, "refused for now"),
-        Failure::Refused(Some(_)) => {
-            tracing::error!(broker = %endpoint, why, "the broker refuses this host");
-        }
-        Failure::Unreachable | Failure::SentAway(_) => {
-            tracing::warn!(broker = %endpoint, why, "no session");
-        }
+        Some(failure)
     }
-    Some(failure)
 }
 
 /// The broker ended a session that was well: as if the stream had broken, so that a whole fleet

@@ -1,6 +1,6 @@
 //! From nothing to Welcome.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use muster_core::{
     agent::{HostPolicy, Random},
@@ -10,7 +10,7 @@ use muster_proto::v1::{
     self, AgentMessage, agent_message, agent_service_client::AgentServiceClient, broker_message,
 };
 use muster_runtime::{
-    channel::{ConnectOptions, connect_tls},
+    channel::{AddressFailure, ConnectOptions, Connected, Keepalive, connect_tls_at},
     clock,
     explain::explain,
 };
@@ -21,13 +21,19 @@ use tonic::Streaming;
 use super::{Board, Context, Ended};
 use crate::store::{LastSession, SESSION};
 
-/// Time for name, TCP and TLS.
+/// Time for TCP and TLS with one address, and for finding the addresses.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Time for Welcome. Long, because a broker that is slow after a restart must not be made slower
 /// by hosts that hang up and come again; a path that is dead shows by its missing keepalive.
 const WELCOME_WITHIN: Duration = Duration::from_secs(60);
+/// For so long a broker's answer to our ping is waited for. A dead path is found by TCP within a
+/// lease; a broker that is stopped, or busy with a whole fleet, must not be made slower by hosts
+/// that hang up and come again.
+const PING_PATIENCE: Duration = Duration::from_secs(600);
+/// A disk that takes longer is waited for by nobody: the session goes on.
+const KEEP_WITHIN: Duration = Duration::from_secs(2);
 /// Lease before a Welcome named one.
-const DEFAULT_LEASE: Duration = Duration::from_secs(35);
+pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(35);
 /// Messages on their way out. A beat, a report and a few words that somebody waits for.
 const OUTBOX: usize = 16;
 /// Largest message of a broker: a policy of 64 checks and URLs.
@@ -52,6 +58,10 @@ pub(super) struct Welcome {
 /// A session that is welcomed.
 pub(super) struct Opened {
     pub(super) welcome: Welcome,
+    /// The broker's address.
+    pub(super) address: SocketAddr,
+    /// Its other addresses that did not answer.
+    pub(super) passed_over: Vec<AddressFailure>,
     pub(super) outbox: mpsc::Sender<AgentMessage>,
     pub(super) inbox: Streaming<v1::BrokerMessage>,
 }
@@ -88,26 +98,34 @@ impl Context {
     }
 }
 
-/// Connects to `endpoint`, says Hello and waits for Welcome.
+/// Connects to `endpoint`, says Hello and waits for Welcome. `lease` is the last one known.
 pub(super) async fn open(
     context: &Context,
     endpoint: &str,
-    lease: Option<Duration>,
+    lease: Duration,
 ) -> Result<Opened, Ended> {
-    let lease = lease.unwrap_or(DEFAULT_LEASE);
     let options = ConnectOptions {
         connect_timeout: CONNECT_WITHIN,
         user_timeout: lease,
-        keepalive: Some(lease),
+        keepalive: Some(Keepalive {
+            after: lease,
+            patience: PING_PATIENCE,
+        }),
     };
-    let channel = connect_tls(endpoint, context.tls.clone(), options).await?;
-    match timeout(WELCOME_WITHIN, greet(context, channel)).await {
+    let connected = connect_tls_at(endpoint, context.tls.clone(), options).await?;
+    match timeout(WELCOME_WITHIN, greet(context, connected)).await {
         Ok(opened) => opened,
         Err(_) => Err(Ended::NoWelcome(WELCOME_WITHIN)),
     }
 }
 
-async fn greet(context: &Context, channel: tonic::transport::Channel) -> Result<Opened, Ended> {
+async fn greet(context: &Context, connected: Connected) -> Result<Opened, Ended> {
+    let Connected {
+        channel,
+        address,
+        passed_over,
+        socket,
+    } = connected;
     let mut client = AgentServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let last = context.data.last_session().unwrap_or_default();
     let hello = context.board().hello(&context.about, clock::now().wall);
@@ -137,10 +155,16 @@ async fn greet(context: &Context, channel: tonic::transport::Channel) -> Result<
         return Err(Ended::Contract("its first word is not Welcome".to_owned()));
     };
     let welcome = Welcome::from_wire(&wire)?;
+    if let Err(error) = socket.set_user_timeout(welcome.lease) {
+        // The one that was set before holds.
+        tracing::warn!(%error, "the connection's time limit cannot be set to the lease");
+    }
     keep(context, &welcome, &wire.resume_token).await;
     context.apply_policy(wire.policy);
     Ok(Opened {
         welcome,
+        address,
+        passed_over,
         outbox,
         inbox,
     })
@@ -189,11 +213,17 @@ async fn keep(context: &Context, welcome: &Welcome, resume_token: &[u8]) {
         endpoints: welcome.endpoints.clone(),
     };
     let data = context.data.clone();
-    let kept = tokio::task::spawn_blocking(move || data.write(SESSION, &session)).await;
-    if let Ok(Err(error)) = kept {
-        tracing::error!(
+    let kept = tokio::task::spawn_blocking(move || data.write(SESSION, &session));
+    match timeout(KEEP_WITHIN, kept).await {
+        // Writing does not panic.
+        Ok(Ok(Ok(())) | Err(_)) => {}
+        Ok(Ok(Err(error))) => tracing::error!(
             error = explain(&error),
             "the session's resume token cannot be kept"
-        );
+        ),
+        Err(_) => tracing::error!(
+            within_ms = KEEP_WITHIN.as_millis(),
+            "the disk is slow: the session's resume token is not kept yet"
+        ),
     }
 }

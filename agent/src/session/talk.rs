@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use muster_core::{
-    agent::BeatClock,
+    agent::{BeatClock, Pulse},
     model::{CheckName, Leave, Mono, PowerAnnouncement},
 };
 use muster_proto::v1::{
@@ -20,7 +20,7 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::{Context, Ended, open::Opened};
+use super::{Context, Ended, open::Opened, pace::MAX_SLEEP};
 use crate::{
     announce::{Delivery, MAX_DELIVERIES, Word, new_id},
     platform,
@@ -29,9 +29,6 @@ use crate::{
 
 /// Reports are at least so far apart, so that checks that finish together are told together.
 const REPORT_GAP: Duration = Duration::from_millis(200);
-/// Longest sleep: timers stand still while the machine is suspended, and a beat is due at once
-/// when it wakes.
-const MAX_SLEEP: Duration = Duration::from_secs(1);
 /// Longest wait for the acknowledgement of the goodbye.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 /// Longest wait for the system manager to say whether it is stopping the machine.
@@ -75,6 +72,7 @@ pub(super) async fn talk(
         welcome,
         outbox,
         mut inbox,
+        ..
     } = opened;
     let now = clock::boot();
     let mut talk = Talk {
@@ -97,7 +95,10 @@ pub(super) async fn talk(
     let mut counts = context.sessions.clone();
     let stop = shutdown.requested();
     tokio::pin!(stop);
+    let mut pulse = Pulse::new(MAX_SLEEP);
+    let _ = pulse.turn(now, clock::awake());
     loop {
+        context.mark.turn();
         let nap = talk.tell_what_is_due();
         let event = tokio::select! {
             () = &mut stop => Event::Stop,
@@ -109,6 +110,11 @@ pub(super) async fn talk(
             Ok(()) = counts.changed() => Event::Tick,
             () = sleep(nap) => Event::Tick,
         };
+        // Before anything else: what waited in a session that was slept through is of no use.
+        let gap = pulse.turn(clock::boot(), clock::awake());
+        if gap.total > welcome.lease {
+            return Ended::Slept(gap.total);
+        }
         let ended = match event {
             Event::Tick => None,
             Event::Stop => {

@@ -266,6 +266,9 @@ pub(crate) struct Agent {
     pub(crate) shutdown: Shutdown,
     folder: TempDir,
     pub(crate) listener: TcpListener,
+    /// What the listener is believed to speak. It says nothing: only `tcp` passes, and for others
+    /// a run of the check waits for a word.
+    pub(crate) protocol: &'static str,
     brokers: Vec<String>,
     running: Option<JoinHandle<Result<(), RunError>>>,
 }
@@ -281,24 +284,31 @@ impl Agent {
             shutdown: Shutdown::new(),
             folder,
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            protocol: "tcp",
             brokers: brokers.iter().map(ToString::to_string).collect(),
             running: None,
         }
     }
 
-    fn config(&self) -> Config {
+    /// Writes the configuration, and says where it is.
+    pub(crate) fn write_config(&self) -> PathBuf {
         let text = format!(
             "data_dir = {:?}\ncontrol_socket = {:?}\nbrokers = {:?}\n\
              [check.session_listener]\ninterval = \"500ms\"\nallow_loopback = true\n\
-             listeners = [{{ protocol = \"tcp\", port = {}, address = \"127.0.0.1\" }}]\n",
+             listeners = [{{ protocol = {:?}, port = {}, address = \"127.0.0.1\" }}]\n",
             self.data.path(),
             self.control,
             self.brokers,
+            self.protocol,
             self.listener.local_addr().unwrap().port(),
         );
         let path = self.folder.path().join("agent.toml");
         fs::write(&path, text).unwrap();
-        Config::load(&path, true).unwrap()
+        path
+    }
+
+    fn config(&self) -> Config {
+        Config::load(&self.write_config(), true).unwrap()
     }
 
     pub(crate) fn start(mut self) -> Self {
@@ -324,9 +334,12 @@ impl Agent {
 
     /// How its session fares, once that is as wanted.
     pub(crate) async fn link_until(&self, wanted: impl Fn(&LinkState) -> bool) -> LinkState {
+        let last = std::cell::RefCell::new(String::new());
         let look = async {
             loop {
-                if let Ok(Answer::Link { link }) = control::ask(&self.control, &Request::Link).await
+                let answer = control::ask(&self.control, &Request::Link).await;
+                last.replace(format!("{answer:?}"));
+                if let Ok(Answer::Link { link }) = answer
                     && wanted(&link)
                 {
                     return link;
@@ -334,6 +347,9 @@ impl Agent {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, look).await.expect("the link in time")
+        match timeout(PATIENCE, look).await {
+            Ok(link) => link,
+            Err(_) => panic!("waited for the link; last: {}", last.borrow()),
+        }
     }
 }

@@ -3,6 +3,8 @@
 // Clippy takes a module for one of tests by this mark alone.
 #[cfg(test)]
 mod edge;
+#[cfg(test)]
+mod paths;
 
 use std::{sync::Arc, time::Duration};
 

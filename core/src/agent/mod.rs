@@ -7,6 +7,7 @@
 //!
 //! - [`Schedule`]: which check runs when, and what the results are worth now.
 //! - [`Settle`]: rise and fall of one check.
+//! - [`Pulse`]: whether the machine slept or the process was stopped.
 //! - [`BeatClock`]: when the next beat is due.
 //! - [`Reconnect`]: which broker to try next, and after how long.
 //! - [`state_hash`]: one number that changes when the host's state does.
@@ -14,6 +15,7 @@
 mod beat;
 mod hash;
 mod policy;
+mod pulse;
 mod random;
 mod reconnect;
 mod results;
@@ -23,6 +25,7 @@ mod settle;
 pub use beat::BeatClock;
 pub use hash::state_hash;
 pub use policy::{CheckPolicy, HostPolicy};
+pub use pulse::{Gap, Pulse};
 pub use random::Random;
 pub use reconnect::{Failure, Reconnect, Try};
 pub use results::{Observation, ResultSet};

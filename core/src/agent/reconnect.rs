@@ -2,11 +2,12 @@
 //!
 //! An agent tries for ever. The first try after a loss comes at random within the spread that the
 //! last Welcome set, so that a broker's restart is not followed by a herd; later ones back off
-//! with full jitter up to a cap. All endpoints are tried in turn, and the backoff grows with whole
-//! rounds: with several brokers a host fails over in seconds. Before the first Welcome of a
-//! process the spread is zero: a host that was just started is wanted soon.
+//! with full jitter up to a cap. All endpoints are tried in turn, those of the configuration and
+//! those that the last Welcome named, and the backoff grows with whole rounds: with several
+//! brokers a host fails over in seconds. A directive's endpoints come first, each once. Before the
+//! first Welcome of a process the spread is zero: a host that was just started is wanted soon.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::Random;
 
@@ -16,6 +17,10 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const DEFAULT_CAP: Duration = Duration::from_secs(15);
 /// Longest wait that a broker may ask for: it must not silence a host for ever.
 const MAX_WAIT: Duration = Duration::from_secs(600);
+/// Endpoints in all: those of the configuration and of Welcome, sixteen each at most.
+const MAX_ENDPOINTS: usize = 32;
+/// Endpoints of one directive: beyond a few the others are as good.
+const MAX_DIRECTED: usize = 16;
 
 /// One try to come.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +38,8 @@ pub enum Failure {
     Lost,
     /// The broker sent the agent away by a directive, within this time.
     SentAway(Duration),
+    /// The process woke after longer than a lease: the broker has given the session up, or will.
+    Woke,
     /// Nobody answered, or the handshake failed.
     Unreachable,
     /// The broker answered and refused; it may have said when to come again.
@@ -42,8 +49,14 @@ pub enum Failure {
 /// The state of reconnecting.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reconnect {
+    configured: Vec<Arc<str>>,
+    /// All that are tried in turn: the configured ones, then those that Welcome told.
     endpoints: Vec<Arc<str>>,
     at: usize,
+    /// Those of a directive, still to be tried.
+    directed: VecDeque<Arc<str>>,
+    /// The last one tried.
+    last: Option<Arc<str>>,
     spread: Duration,
     cap: Duration,
     failures: u32,
@@ -52,14 +65,25 @@ pub struct Reconnect {
 impl Reconnect {
     /// A process that starts and knows these endpoints.
     #[must_use]
-    pub fn new(endpoints: Vec<Arc<str>>) -> Self {
-        Self {
-            endpoints,
+    pub fn new(configured: Vec<Arc<str>>) -> Self {
+        let mut reconnect = Self {
+            configured,
+            endpoints: Vec::new(),
             at: 0,
+            directed: VecDeque::new(),
+            last: None,
             spread: Duration::ZERO,
             cap: DEFAULT_CAP,
             failures: 0,
-        }
+        };
+        reconnect.handle_endpoints(&[]);
+        reconnect
+    }
+
+    /// All endpoints that are tried in turn.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Arc<str>] {
+        &self.endpoints
     }
 
     /// The slowest pace: the cap of the backoff.
@@ -70,9 +94,10 @@ impl Reconnect {
 
     /// The first try of the process: at once. None without endpoints.
     #[must_use]
-    pub fn first_try(&self) -> Option<Try> {
-        self.endpoints.first().map(|endpoint| Try {
-            endpoint: Arc::clone(endpoint),
+    pub fn first_try(&mut self) -> Option<Try> {
+        self.last = self.endpoints.get(self.at).cloned();
+        self.last.clone().map(|endpoint| Try {
+            endpoint,
             after: Duration::ZERO,
         })
     }
@@ -84,17 +109,24 @@ impl Reconnect {
         self.cap = cap.clamp(FIRST_BACKOFF, MAX_WAIT);
     }
 
-    /// The endpoints from now on; the one in use stays in use where it is among them.
-    pub fn handle_endpoints(&mut self, endpoints: Vec<Arc<str>>) {
-        if endpoints.is_empty() || endpoints == self.endpoints {
-            return;
-        }
+    /// What the broker told of itself and the others: tried in turn after the configured ones, and
+    /// in place of those that were told before. The turn stays where it was.
+    pub fn handle_endpoints(&mut self, told: &[Arc<str>]) {
         let current = self.endpoints.get(self.at).cloned();
-        self.at = endpoints
-            .iter()
-            .position(|endpoint| Some(endpoint) == current.as_ref())
-            .unwrap_or(0);
-        self.endpoints = endpoints;
+        self.endpoints.clear();
+        for endpoint in self.configured.iter().chain(told) {
+            if self.endpoints.len() < MAX_ENDPOINTS && !self.endpoints.contains(endpoint) {
+                self.endpoints.push(Arc::clone(endpoint));
+            }
+        }
+        let same = |endpoint: &Arc<str>| Some(endpoint) == current.as_ref();
+        self.at = self.endpoints.iter().position(same).unwrap_or(0);
+    }
+
+    /// The broker sends the agent away: these are tried first, each once. None of them means those
+    /// that are known.
+    pub fn handle_directive(&mut self, endpoints: &[Arc<str>]) {
+        self.directed = endpoints.iter().take(MAX_DIRECTED).cloned().collect();
     }
 
     /// A try or a session has ended: whom to try next, and when. None without endpoints.
@@ -113,16 +145,32 @@ impl Reconnect {
                 self.failures = 0;
                 random.within(within.min(MAX_WAIT))
             }
+            Failure::Woke => {
+                self.failures = 0;
+                Duration::ZERO
+            }
             Failure::Unreachable | Failure::Refused(None) => random.within(self.backoff(count)),
             // Not before the time asked for, and then not all at once.
             Failure::Refused(Some(wait)) => wait.min(MAX_WAIT) + random.within(self.backoff(count)),
         };
+        let endpoint = self.next_endpoint(failure);
         self.failures = self.failures.saturating_add(1);
-        self.at = (self.at + 1) % count;
-        Some(Try {
-            endpoint: Arc::clone(&self.endpoints[self.at]),
-            after,
-        })
+        self.last = Some(Arc::clone(&endpoint));
+        Some(Try { endpoint, after })
+    }
+
+    fn next_endpoint(&mut self, failure: Failure) -> Arc<str> {
+        // The broker has done nothing wrong: the host was away.
+        if failure == Failure::Woke
+            && let Some(last) = &self.last
+        {
+            return Arc::clone(last);
+        }
+        if let Some(directed) = self.directed.pop_front() {
+            return directed;
+        }
+        self.at = (self.at + 1) % self.endpoints.len();
+        Arc::clone(&self.endpoints[self.at])
     }
 
     /// Upper end of the wait before the next try.
@@ -216,14 +264,62 @@ mod tests {
     }
 
     #[test]
-    fn new_endpoints_keep_the_one_in_use() {
+    fn told_endpoints_follow_the_configured_ones_and_the_turn_goes_on() {
         let mut reconnect = Reconnect::new(endpoints(&["a:1", "b:1"]));
         let _ = reconnect.handle_failure(Failure::Unreachable, MOST);
-        reconnect.handle_endpoints(endpoints(&["c:1", "b:1", "d:1"]));
-        let next = reconnect.handle_failure(Failure::Lost, MOST).unwrap();
-        assert_eq!(&*next.endpoint, "d:1");
-        reconnect.handle_endpoints(Vec::new());
-        assert!(reconnect.handle_failure(Failure::Lost, MOST).is_some());
+        reconnect.handle_endpoints(&endpoints(&["c:1", "b:1"]));
+        let mut next = || reconnect.handle_failure(Failure::Lost, MOST).unwrap();
+        assert_eq!([&*next().endpoint, &*next().endpoint], ["c:1", "a:1"]);
+        reconnect.handle_endpoints(&endpoints(&["d:1"]));
+        assert_eq!(reconnect.endpoints(), endpoints(&["a:1", "b:1", "d:1"]));
+        reconnect.handle_endpoints(&[]);
+        assert_eq!(reconnect.endpoints(), endpoints(&["a:1", "b:1"]));
+    }
+
+    #[test]
+    fn a_broker_that_tells_a_thousand_endpoints_cannot_drown_the_configured_ones() {
+        let mut reconnect = Reconnect::new(endpoints(&["a:1"]));
+        let told: Vec<_> = (0..1000).map(|n| format!("t{n}:1").into()).collect();
+        reconnect.handle_endpoints(&told);
+        assert_eq!(reconnect.endpoints().len(), MAX_ENDPOINTS);
+        assert_eq!(&*reconnect.endpoints()[0], "a:1");
+        reconnect.handle_directive(&told);
+        assert_eq!(reconnect.directed.len(), MAX_DIRECTED);
+    }
+
+    #[test]
+    fn a_directives_endpoints_come_first_and_once_then_the_known_ones_in_turn() {
+        let mut reconnect = Reconnect::new(endpoints(&["a:1", "b:1"]));
+        let _ = reconnect.first_try();
+        reconnect.handle_welcome(5 * SECOND, 15 * SECOND);
+        reconnect.handle_directive(&endpoints(&["x:1", "y:1"]));
+        let away = Failure::SentAway(2 * SECOND);
+        let first = reconnect.handle_failure(away, MOST).unwrap();
+        assert_eq!(&*first.endpoint, "x:1");
+        assert!(nearly(first.after, 2 * SECOND), "{first:?}");
+        let mut names = Vec::new();
+        for _ in 0..3 {
+            let next = reconnect
+                .handle_failure(Failure::Unreachable, MOST)
+                .unwrap();
+            names.push(next.endpoint);
+        }
+        assert_eq!(names, endpoints(&["y:1", "b:1", "a:1"]));
+    }
+
+    #[test]
+    fn who_woke_comes_back_at_once_to_where_it_was() {
+        let mut reconnect = Reconnect::new(endpoints(&["a:1", "b:1"]));
+        let first = reconnect.first_try().unwrap();
+        reconnect.handle_welcome(5 * SECOND, 15 * SECOND);
+        let next = reconnect.handle_failure(Failure::Woke, MOST).unwrap();
+        assert_eq!(next, first);
+        // What was at fault is tried in turn as ever, with the first backoff.
+        let next = reconnect
+            .handle_failure(Failure::Unreachable, MOST)
+            .unwrap();
+        assert_eq!(&*next.endpoint, "b:1");
+        assert!(nearly(next.after, FIRST_BACKOFF), "{next:?}");
     }
 
     proptest! {

@@ -5,6 +5,8 @@
 //!   Idle(due) ---------> Running(run) ----------------> Idle(due)
 //! ```
 //!
+//! After a sleep of the machine (`handle_wake`) all are idle and due, whatever they were.
+//!
 //! A check never overlaps itself; a late word of an older run changes nothing. The first run is
 //! due at once, a suspected failure is confirmed after [`CONFIRM_AFTER`], and jitter only shortens
 //! the interval, so that results never age past their time to live for its sake.
@@ -184,6 +186,21 @@ impl Schedule {
             .iter()
             .filter(|name| !self.slots.iter().any(|slot| slot.entry.name == **name))
             .collect()
+    }
+
+    /// The machine slept, or the process was stopped: every check runs at once. Runs that were
+    /// under way say more of the sleep than of the host: these are to be dropped, and a late word
+    /// of theirs changes nothing.
+    #[must_use]
+    pub fn handle_wake(&mut self, now: Mono) -> Vec<RunId> {
+        let mut dropped = Vec::new();
+        for slot in &mut self.slots {
+            if let State::Running { run, .. } = slot.state {
+                dropped.push(run);
+            }
+            slot.state = State::Idle { due: now };
+        }
+        dropped
     }
 
     /// When a run is due next. None while all are running, or there are none.

@@ -76,6 +76,42 @@ fn first_runs_are_due_at_once_and_a_check_never_overlaps_itself() {
 }
 
 #[test]
+fn on_waking_all_run_at_once_and_what_was_under_way_says_nothing() {
+    let mut schedule = schedule(&["a"]);
+    run(&mut schedule, Outcome::Pass, 0);
+    let before = start(&mut schedule, 30);
+    // Asleep for an hour: the result is long over its time, whatever the run that was under way says.
+    assert_eq!(
+        outcome(&schedule, 3630),
+        Outcome::Unknown(UnknownCause::Stale)
+    );
+    assert_eq!(schedule.handle_wake(at(3630)), [before[0].run]);
+    let late = Observation::new(Outcome::Fail, "a time limit that ran out in the sleep");
+    assert!(!schedule.handle_finished(&before[0].name, before[0].run, late, at(3630)));
+    assert_eq!(
+        outcome(&schedule, 3630),
+        Outcome::Unknown(UnknownCause::Stale)
+    );
+    run(&mut schedule, Outcome::Pass, 3630);
+    assert_eq!(outcome(&schedule, 3630), Outcome::Pass);
+    assert_eq!(schedule.next_wake(), Some(at(3660)), "and then at its pace");
+    assert!(
+        schedule.handle_wake(at(3640)).is_empty(),
+        "an idle one has no run to drop"
+    );
+    assert_eq!(schedule.next_wake(), Some(at(3640)));
+}
+
+#[test]
+fn a_short_sleep_leaves_fresh_results_as_they_are() {
+    let mut schedule = schedule(&["a"]);
+    run(&mut schedule, Outcome::Pass, 0);
+    let _ = schedule.handle_wake(at(60));
+    assert_eq!(outcome(&schedule, 60), Outcome::Pass);
+    assert_eq!(schedule.next_wake(), Some(at(60)));
+}
+
+#[test]
 fn runs_follow_from_start_to_start() {
     let mut schedule = schedule(&["a"]);
     let starts = start(&mut schedule, 0);

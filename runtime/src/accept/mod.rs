@@ -30,8 +30,8 @@ use tokio::{
     time::sleep,
 };
 
-pub(crate) use tls::set_options;
 pub use tls::{TlsIncoming, TlsIo, serve_tls};
+pub(crate) use tls::{set_options, set_user_timeout};
 pub use unix::{UnixIncoming, UnixIo, serve_unix};
 
 use crate::tls::Peer;

@@ -1,30 +1,33 @@
 //! The way out: gRPC channels to a broker, with errors that say what is really wrong.
 //!
 //! A channel is handed over connected; when its connection ends, it dials again at its next use.
+//! A name that has several addresses is tried at each of them in turn, of both families, until one
+//! answers as the broker: a host behind a broker's name fails over without waiting for its DNS.
+
+mod dial;
 
 use std::{
     fmt,
     future::Future,
     io,
     net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
     time::Duration,
 };
 
+use dial::Dialer;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use muster_core::model::clean_text;
 use parking_lot::Mutex;
-use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream, lookup_host},
-    time::timeout,
+    net::UnixStream,
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -42,8 +45,6 @@ use crate::{
 pub const DEFAULT_PORT: u16 = 7443;
 /// Bytes of a message of a server that may not be ours.
 const MAX_FOREIGN_BYTES: usize = 1024;
-/// Addresses of one name that are tried.
-const MAX_ADDRESSES: usize = 8;
 
 /// Where a broker listens: `HOST:PORT`, `HOST`, or `[IPv6]:PORT`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -64,13 +65,64 @@ pub struct AddressError {
 /// Times of one channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ConnectOptions {
-    /// Name, TCP and TLS together may take this long.
+    /// TCP and TLS with one address may take this long, and so may finding the addresses.
     pub connect_timeout: Duration,
     /// A connection whose peer acknowledges nothing for this time is dead: the lease.
     pub user_timeout: Duration,
-    /// After this time without a word the peer is asked for one, and has as long again to
-    /// answer; none not to ask.
-    pub keepalive: Option<Duration>,
+    /// Whether and when the peer is asked for a word.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// When a silent peer is asked for a word, over HTTP/2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keepalive {
+    /// After so long without a word.
+    pub after: Duration,
+    /// For so long the answer is waited for before the connection is given up. That a path is dead
+    /// shows by TCP long before: this is for a peer whose system acknowledges what nobody reads.
+    pub patience: Duration,
+}
+
+/// A channel, and how it came to be.
+#[derive(Debug)]
+pub struct Connected {
+    /// The channel.
+    pub channel: Channel,
+    /// The address that answered.
+    pub address: SocketAddr,
+    /// Addresses of the same name that did not, in the order tried.
+    pub passed_over: Vec<AddressFailure>,
+    /// Its socket, to be dropped soon: it keeps the connection from being closed.
+    pub socket: Socket,
+}
+
+/// The socket under a channel.
+#[derive(Debug)]
+pub struct Socket(OwnedFd);
+
+impl Socket {
+    /// From now on a connection whose peer acknowledges nothing for this time is dead.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
+        accept::set_user_timeout(&self.0, timeout)
+    }
+}
+
+/// What one address met.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AddressFailure {
+    /// The address.
+    pub address: SocketAddr,
+    /// Why there is no connection with it.
+    pub reason: String,
+}
+
+impl fmt::Display for AddressFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.address, self.reason)
+    }
 }
 
 impl Default for ConnectOptions {
@@ -115,6 +167,14 @@ pub enum ConnectError {
         /// The limit.
         after: Duration,
     },
+    /// None of the addresses of a name.
+    #[error("no address of {endpoint} leads to the broker: {}", join(failures))]
+    Addresses {
+        /// The broker as given.
+        endpoint: BrokerAddress,
+        /// What each address met, in the order tried; at least two.
+        failures: Vec<AddressFailure>,
+    },
     /// The server is not believed to be the broker.
     #[error("{endpoint} is not trusted: {problem}")]
     Broker {
@@ -149,6 +209,11 @@ pub enum ConnectError {
     },
 }
 
+fn join(failures: &[AddressFailure]) -> String {
+    let failures: Vec<_> = failures.iter().map(ToString::to_string).collect();
+    failures.join("; ")
+}
+
 /// Connects to the broker at `endpoint` (`HOST:PORT`).
 ///
 /// # Errors
@@ -158,6 +223,19 @@ pub async fn connect_tls(
     tls: ClientTls,
     options: ConnectOptions,
 ) -> Result<Channel, ConnectError> {
+    let connected = connect_tls_at(endpoint, tls, options).await?;
+    Ok(connected.channel)
+}
+
+/// The same, and tells which address it is.
+///
+/// # Errors
+/// As [`connect_tls`].
+pub async fn connect_tls_at(
+    endpoint: &str,
+    tls: ClientTls,
+    options: ConnectOptions,
+) -> Result<Connected, ConnectError> {
     let endpoint: BrokerAddress = endpoint.parse()?;
     let dialer = Arc::new(Dialer {
         endpoint,
@@ -168,11 +246,22 @@ pub async fn connect_tls(
     let first = dialer.dial().await?;
     let uri = format!("https://{}", dialer.endpoint);
     let peer = dialer.endpoint.to_string();
+    let socket = first.stream.get_ref().0.as_fd().try_clone_to_owned();
+    let socket = Socket(socket.map_err(|source| ConnectError::Tcp {
+        endpoint: dialer.endpoint.clone(),
+        address: first.address,
+        source,
+    })?);
     let dial = move || {
         let dialer = Arc::clone(&dialer);
-        async move { dialer.dial().await }
+        async move { dialer.dial().await.map(|dialled| dialled.stream) }
     };
-    channel(uri, peer, options, first, dial).await
+    Ok(Connected {
+        channel: channel(uri, peer, options, first.stream, dial).await?,
+        address: first.address,
+        passed_over: first.passed_over,
+        socket,
+    })
 }
 
 /// Connects to a server of this machine over its Unix socket.
@@ -221,8 +310,8 @@ where
     let mut endpoint = Endpoint::from_shared(uri).map_err(|error| grpc(&error))?;
     if let Some(keepalive) = options.keepalive {
         endpoint = endpoint
-            .http2_keep_alive_interval(keepalive)
-            .keep_alive_timeout(keepalive)
+            .http2_keep_alive_interval(keepalive.after)
+            .keep_alive_timeout(keepalive.patience)
             .keep_alive_while_idle(true);
     }
     let first = Arc::new(Mutex::new(Some(first)));
@@ -242,116 +331,6 @@ where
         .connect_with_connector(connector)
         .await
         .map_err(|error| grpc(&error))
-}
-
-struct Dialer {
-    endpoint: BrokerAddress,
-    tls: ClientTls,
-    options: ConnectOptions,
-}
-
-impl Dialer {
-    async fn dial(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
-        let after = self.options.connect_timeout;
-        match timeout(after, self.dial_slowly()).await {
-            Ok(result) => result,
-            Err(_) => Err(ConnectError::Timeout {
-                endpoint: self.endpoint.clone(),
-                after,
-            }),
-        }
-    }
-
-    async fn dial_slowly(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
-        let tcp = self.dial_tcp().await?;
-        let name = ServerName::try_from(self.endpoint.host.clone()).map_err(|_| AddressError {
-            found: self.endpoint.to_string(),
-        })?;
-        let connector = TlsConnector::from(self.tls.config());
-        let stream = connector
-            .connect(name, tcp)
-            .await
-            .map_err(|error| self.tls_error(&error))?;
-        if stream.get_ref().1.alpn_protocol().is_none() {
-            return Err(self.no_tls("the server did not agree on HTTP/2: is it the broker's port?"));
-        }
-        Ok(stream)
-    }
-
-    async fn dial_tcp(&self) -> Result<TcpStream, ConnectError> {
-        let BrokerAddress { host, port } = &self.endpoint;
-        let unresolved = |source| ConnectError::Resolve {
-            host: host.clone(),
-            source,
-        };
-        let addresses: Vec<_> = lookup_host((host.as_str(), *port))
-            .await
-            .map_err(unresolved)?
-            .take(MAX_ADDRESSES)
-            .collect();
-        let share =
-            self.options.connect_timeout / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-        let mut last = unresolved(io::Error::from(io::ErrorKind::NotFound));
-        for address in addresses {
-            let connected = timeout(share, TcpStream::connect(address)).await;
-            let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            match connected.and_then(|stream| {
-                accept::set_options(&stream, self.options.user_timeout)?;
-                Ok(stream)
-            }) {
-                Ok(stream) => return Ok(stream),
-                Err(source) => {
-                    last = ConnectError::Tcp {
-                        endpoint: self.endpoint.clone(),
-                        address,
-                        source,
-                    }
-                }
-            }
-        }
-        Err(last)
-    }
-
-    fn no_tls(&self, reason: impl Into<String>) -> ConnectError {
-        ConnectError::Tls {
-            endpoint: self.endpoint.clone(),
-            reason: reason.into(),
-        }
-    }
-
-    fn tls_error(&self, error: &io::Error) -> ConnectError {
-        let inner = error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<RustlsError>());
-        match inner {
-            Some(RustlsError::InvalidCertificate(CertificateError::Other(other))) => {
-                match other.0.downcast_ref::<BrokerProblem>() {
-                    Some(problem) => ConnectError::Broker {
-                        endpoint: self.endpoint.clone(),
-                        problem: problem.clone(),
-                    },
-                    None => self.no_tls(other.to_string()),
-                }
-            }
-            Some(RustlsError::InvalidMessage(_)) => {
-                self.no_tls("the server does not speak TLS: is it the broker's port?")
-            }
-            Some(RustlsError::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
-                self.no_tls("the server does not speak HTTP/2: is it the broker's port?")
-            }
-            Some(RustlsError::AlertReceived(AlertDescription::ProtocolVersion)) => {
-                self.no_tls("the server does not speak TLS 1.3: is it the broker's port?")
-            }
-            Some(RustlsError::AlertReceived(alert)) => {
-                self.no_tls(format!("the server ended the handshake: {alert:?}"))
-            }
-            Some(other) => self.no_tls(other.to_string()),
-            None if error.kind() == io::ErrorKind::UnexpectedEof => self.no_tls(
-                "the server closed the connection during the handshake: is it the broker's port?",
-            ),
-            None => self.no_tls(error.to_string()),
-        }
-    }
 }
 
 async fn dial_unix(path: PathBuf) -> Result<UnixStream, ConnectError> {

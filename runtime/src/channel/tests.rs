@@ -15,9 +15,11 @@ use muster_proto::v1::{
 use rcgen::ExtendedKeyUsagePurpose;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     task::{JoinHandle, yield_now},
+    time::timeout,
 };
+use tokio_rustls::TlsConnector;
 use tonic::{Request, Response, transport::Server};
 
 use super::*;
@@ -28,6 +30,9 @@ use crate::{
     testing::{BROKER, Ca, HOST, Spec},
     tls::{Peer, RefusedPeer, ServerTls, TlsVersions},
 };
+
+#[path = "dial_tests.rs"]
+mod dial_tests;
 
 /// Refuses every request, and notes from whom it came.
 #[derive(Clone, Default)]
