@@ -29,8 +29,9 @@ const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 pub const HOST_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 /// How long the broker's own certificate lasts; it is renewed in memory long before.
 pub const BROKER_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
-/// Certificates begin a little before they are made: clocks of hosts differ.
-const BACKDATE: Duration = Duration::from_secs(3600);
+/// Certificates begin before they are made: a host whose clock was set back by hours must still
+/// believe its broker.
+const BACKDATE: Duration = Duration::from_secs(86_400);
 /// A P-256 or Ed25519 request has some 300 bytes, an RSA-4096 one some 1,700.
 pub const CSR_MAX_BYTES: usize = 8 * 1024;
 

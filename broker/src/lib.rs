@@ -13,9 +13,11 @@ mod prober;
 pub mod registry;
 pub mod serve;
 pub mod services;
+mod stop;
 pub mod store;
 pub mod token;
 pub mod view;
+mod watchdog;
 pub mod web;
 
 pub use config::Config;

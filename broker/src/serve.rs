@@ -1,4 +1,4 @@
-//! The broker's life: start, serve, stop.
+//! The broker's life: start and serve. How it ends is in [`stop`](crate::stop).
 
 use std::{
     io,
@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
-    time::Duration,
 };
 
 use muster_core::model::{HostName, TrustDomain};
@@ -15,9 +14,11 @@ use muster_runtime::{
     accept::{self, BindError, TlsIncoming, UnixIncoming},
     clock, files,
     identity::LocalIdentity,
+    service,
     shutdown::Shutdown,
     supervisor::{Supervisor, SupervisorError, TaskKind},
     tls::{ServerTls, TlsError, TlsVersions},
+    watchdog::Guard,
 };
 use serde::Serialize;
 use tonic::transport::Server;
@@ -28,21 +29,16 @@ use crate::{
     config::Config,
     metrics::Metrics,
     prober,
-    registry::{BrokerName, Registry, SessionEnd, run_ticker},
+    registry::{BrokerName, Registry, run_ticker},
     services::{AgentEdge, ConnectionEdge, EnrollmentEdge, FleetEdge, access::AccessLayer},
+    stop::ended,
     store::{
         Applied, Batch, BrokerRecord, EmbeddedStore, Store, StoreError, WriteQueue, decode, encode,
         keys,
     },
-    web,
+    watchdog, web,
 };
 
-/// From the request to stop until the process ends: what is on its way is written and told.
-const GRACE: Duration = Duration::from_secs(4);
-/// Of that, for streams to end of themselves.
-const GRACE_FOR_STREAMS: Duration = Duration::from_secs(1);
-/// Of that, for the disk.
-const GRACE_FOR_STORE: Duration = Duration::from_secs(2);
 /// Streams of one connection: an agent has one, a gateway some dozens.
 const STREAMS_MAX: u32 = 256;
 /// Header list of one request.
@@ -105,13 +101,15 @@ pub struct Endpoints {
 pub struct Running {
     /// Where it is reached.
     pub endpoints: Endpoints,
-    supervisor: Supervisor,
-    registry: Arc<Registry>,
-    writer: JoinHandle<()>,
-    health: HealthReporter,
-    shutdown: Shutdown,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) writer: JoinHandle<()>,
+    pub(crate) health: HealthReporter,
+    pub(crate) shutdown: Shutdown,
     /// Ends the servers, after what is on its way has been told.
-    cut: Shutdown,
+    pub(crate) cut: Shutdown,
+    /// Ends the process if the ticker is stuck.
+    pub(crate) watchdog: Guard,
 }
 
 /// Runs a broker until `shutdown`.
@@ -190,11 +188,14 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
     supervisor.spawn(
         "http",
         critical,
-        web::serve(http, registry.clone(), shutdown.clone()),
+        web::serve(http, registry.clone(), shutdown.clone(), cut.clone()),
     );
     supervisor.spawn("certificate", critical, renewal.run(tls, shutdown.clone()));
 
     announce(data, &endpoints, &kept.record, registry.len())?;
+    let watchdog = watchdog::start(&registry, shutdown.clone())?;
+    service::ready();
+    service::status(&format!("serving at {}", endpoints.grpc));
     let writer = kept.writer;
     Ok(Running {
         endpoints,
@@ -204,6 +205,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
         health,
         shutdown,
         cut,
+        watchdog,
     })
 }
 
@@ -292,47 +294,6 @@ impl Kept {
     }
 }
 
-impl Running {
-    /// Waits for the request to stop, then stops: turns not-serving, writes what it knows, ends
-    /// sessions and watches, and joins every task.
-    ///
-    /// # Errors
-    /// If a task failed or had to be aborted.
-    pub async fn join(self) -> Result<(), ServeError> {
-        self.shutdown.requested().await;
-        tracing::info!("the broker stops");
-        self.health
-            .set_service_status("", tonic_health::ServingStatus::NotServing)
-            .await;
-        // Before streams are cut: what is left of a lease then would be of our own making.
-        if let Some(ticket) = self.registry.write_all() {
-            let durable = self.registry.queue().durable(ticket);
-            if tokio::time::timeout(GRACE_FOR_STORE, durable)
-                .await
-                .is_err()
-            {
-                tracing::error!("the store did not take the last records in time");
-            }
-        }
-        for cell in self.registry.page(None, usize::MAX, |_| true) {
-            cell.end_session(SessionEnd::Stopping);
-        }
-        self.cut.request();
-        let ended = self.supervisor.join(GRACE).await;
-        self.registry.queue().stop();
-        let writer = self.writer;
-        let joined = tokio::task::spawn_blocking(move || writer.join());
-        if !matches!(
-            tokio::time::timeout(GRACE_FOR_STORE, joined).await,
-            Ok(Ok(Ok(())))
-        ) {
-            tracing::error!("the store's writer did not end in time");
-        }
-        tracing::info!("the broker has stopped");
-        Ok(ended?)
-    }
-}
-
 type Router = tonic::transport::server::Router<
     tower::layer::util::Stack<AccessLayer, tower::layer::util::Identity>,
 >;
@@ -359,21 +320,6 @@ async fn serve_unix(
         &cut,
     )
     .await
-}
-
-/// Serves until shortly after the cut: streams that others keep open do not hold the broker up.
-async fn ended(
-    server: impl Future<Output = Result<(), tonic::transport::Error>>,
-    cut: &Shutdown,
-) -> Result<(), tonic::transport::Error> {
-    let late = async {
-        cut.requested().await;
-        tokio::time::sleep(GRACE_FOR_STREAMS).await;
-    };
-    tokio::select! {
-        ended = server => ended,
-        () = late => Ok(()),
-    }
 }
 
 /// Renews the broker's own certificate long before it ends; live sessions stay.

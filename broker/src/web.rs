@@ -15,7 +15,7 @@ use axum::{
 use muster_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-use crate::registry::Registry;
+use crate::{registry::Registry, stop::ended};
 
 #[derive(Clone)]
 struct Web {
@@ -23,7 +23,8 @@ struct Web {
     shutdown: Shutdown,
 }
 
-/// Serves until shutdown.
+/// Serves until shortly after the cut. From the request to shut down until then `/readyz` says so:
+/// who asks over a connection of its own must be answered too.
 ///
 /// # Errors
 /// If the listener fails.
@@ -31,19 +32,16 @@ pub async fn serve(
     listener: TcpListener,
     registry: Arc<Registry>,
     shutdown: Shutdown,
+    cut: Shutdown,
 ) -> io::Result<()> {
-    let web = Web {
-        registry,
-        shutdown: shutdown.clone(),
-    };
+    let web = Web { registry, shutdown };
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(web);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.requested())
-        .await
+    let server = axum::serve(listener, router).with_graceful_shutdown(cut.requested());
+    ended(server.into_future(), &cut).await
 }
 
 async fn metrics(State(web): State<Web>) -> impl IntoResponse {

@@ -87,6 +87,20 @@ impl Watch {
         message.event.context("an empty event")
     }
 
+    /// Reads on until the broker ends the watch, and gives the status that it ends with.
+    pub(crate) async fn refused(&mut self) -> Result<Status> {
+        wait::within("the end of the watch", wait::PATIENCE, async {
+            loop {
+                match self.stream.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => anyhow::bail!("the watch ended without a status"),
+                    Err(status) => return Ok(status),
+                }
+            }
+        })
+        .await?
+    }
+
     /// Reads on until `wanted` says yes to a verdict of this host, and gives it.
     pub(crate) async fn until(
         &mut self,

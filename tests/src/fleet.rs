@@ -55,6 +55,8 @@ pub struct State {
     pub beats: u64,
     /// The last refusal.
     pub refused: Option<Status>,
+    /// Times that the broker sent it away by a directive.
+    pub sent_away: u64,
 }
 
 /// How a light agent comes back when a session has ended.

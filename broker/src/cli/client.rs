@@ -6,7 +6,7 @@ use muster_proto::v1::{
     connection_service_client::ConnectionServiceClient, fleet_service_client::FleetServiceClient,
 };
 use muster_runtime::{
-    channel::{ConnectOptions, connect_tls, connect_unix, explain_status},
+    channel::{ConnectOptions, Keepalive, connect_tls, connect_unix, explain_status},
     identity::LocalIdentity,
     tls::ClientTls,
 };
@@ -18,10 +18,17 @@ use crate::Config;
 /// A page of 500 hosts with their checks.
 const ANSWER_MAX_BYTES: usize = 32 << 20;
 
+/// `watch` asks a silent broker for a word after this time, and waits as long for it: a person sees
+/// that it is gone.
+const PING_AFTER: Duration = Duration::from_secs(15);
+
 /// Connects as the flags say.
 pub(super) async fn connect(global: &Global, config: &Config) -> Result<Channel, Failure> {
     let options = ConnectOptions {
-        keepalive: Some(Duration::from_secs(15)),
+        keepalive: Some(Keepalive {
+            after: PING_AFTER,
+            patience: PING_AFTER,
+        }),
         ..ConnectOptions::default()
     };
     let Some(endpoint) = &global.endpoint else {

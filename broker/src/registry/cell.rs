@@ -51,6 +51,8 @@ pub enum SessionWord {
     Resync(&'static str),
     /// The pool's policy changed.
     Policy,
+    /// The agent shall leave and connect again, within the spread.
+    Reconnect,
 }
 
 /// Words that may wait for one session. What does not fit is left out but for the end: each is

@@ -146,6 +146,8 @@ impl v1::agent_service_server::AgentService for AgentEdge {
             hello_by: Some(Box::pin(tokio::time::sleep(HELLO_WITHIN))),
             outbox: VecDeque::new(),
             acks: FuturesUnordered::new(),
+            sent_away: false,
+            last_word: None,
         };
         let outbound = stream::unfold(session, |mut session| async move {
             session.next().await.map(|item| (item, session))
@@ -175,6 +177,10 @@ struct Session {
     outbox: VecDeque<v1::BrokerMessage>,
     /// Acknowledgements that wait for the disk.
     acks: FuturesUnordered<BoxFuture<'static, v1::BrokerMessage>>,
+    /// The agent was told to reconnect: whatever ends the stream then is our own doing, no loss.
+    sent_away: bool,
+    /// Ends the session once the outbox is empty.
+    last_word: Option<Refusal>,
 }
 
 impl Drop for Session {
@@ -182,6 +188,12 @@ impl Drop for Session {
         self.edge.sessions.fetch_sub(1, Ordering::Relaxed);
         self.edge.registry.metrics().sessions.dec();
         if let Some(epoch) = self.epoch {
+            tracing::debug!(
+                host.name = %self.cell.published().snapshot.facts.identity.name,
+                session.epoch = epoch.get(),
+                sent_away = self.sent_away,
+                "session ended"
+            );
             self.cell.forget(epoch);
             self.edge
                 .registry
@@ -203,6 +215,10 @@ impl Session {
         loop {
             if let Some(message) = self.outbox.pop_front() {
                 return Some(Ok(message));
+            }
+            if let Some(refusal) = self.last_word.take() {
+                self.inbound = None;
+                return Some(Err(refuse(&self.edge.registry, refusal)));
             }
             let turn = self.turn().await?;
             if let Err(status) = self.handle(turn) {
@@ -240,6 +256,10 @@ impl Session {
         let registry = &self.edge.registry;
         match turn {
             Turn::Durable(ack) => self.outbox.push_back(ack),
+            Turn::Told(SessionWord::End(SessionEnd::Stopping)) => {
+                self.pass_on(SessionWord::Reconnect);
+                self.last_word = Some(ending(SessionEnd::Stopping));
+            }
             Turn::Told(SessionWord::End(end)) => return Err(refuse(registry, ending(end))),
             Turn::Told(word) => self.pass_on(word),
             Turn::NoHello => {
@@ -373,10 +393,7 @@ impl Session {
         self.mailbox = Some(mailbox);
         self.hello_by = None;
         self.ungreeted = None;
-        let thousands = u32::try_from(registry.len() / 1000).unwrap_or(u32::MAX);
-        let spread = RECONNECT_SPREAD
-            .saturating_mul(1 + thousands)
-            .min(RECONNECT_SPREAD_MAX);
+        let spread = reconnect_spread(&registry);
         self.outbox.push_back(v1::BrokerMessage {
             body: Some(v1::broker_message::Body::Welcome(v1::Welcome {
                 cluster_id: self.edge.trust_domain.to_string(),
@@ -450,6 +467,13 @@ impl Session {
                 let checks = checks.iter().map(ToString::to_string).collect();
                 directive(Action::Recheck(v1::Recheck { checks }))
             }
+            SessionWord::Reconnect => {
+                self.sent_away = true;
+                directive(Action::Reconnect(v1::Reconnect {
+                    within_ms: millis(reconnect_spread(&self.edge.registry)),
+                    endpoints: Vec::new(),
+                }))
+            }
             SessionWord::Policy => directive(Action::ApplyPolicy(border::host_policy(
                 &self.cell.policy(),
             ))),
@@ -488,6 +512,14 @@ impl Session {
         );
         Ok(())
     }
+}
+
+/// Within this time hosts come back, each at random: it grows with the fleet.
+pub(super) fn reconnect_spread(registry: &Registry) -> Duration {
+    let thousands = u32::try_from(registry.len() / 1000).unwrap_or(u32::MAX);
+    RECONNECT_SPREAD
+        .saturating_mul(1 + thousands)
+        .min(RECONNECT_SPREAD_MAX)
 }
 
 fn ending(end: SessionEnd) -> Refusal {

@@ -9,7 +9,10 @@
 use std::{collections::HashMap, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, future::BoxFuture, stream};
-use muster_core::model::{HostId, HostName, Intent, PoolName, Verdict};
+use muster_core::{
+    agent::Random,
+    model::{HostId, HostName, Intent, PoolName, Verdict},
+};
 use muster_proto::{border::timestamp, v1};
 use muster_runtime::{
     refusal::{self, Refusal},
@@ -19,7 +22,7 @@ use prost::Message as _;
 use tokio::{sync::watch, time::Interval};
 use tonic::Status;
 
-use super::{invalid, refuse, stalled};
+use super::{agent::reconnect_spread, invalid, refuse, stalled};
 use crate::registry::{Change, Gone, Progress, Registry, What};
 
 /// What tonic polls.
@@ -36,6 +39,9 @@ const CHANGES: usize = 100;
 const PROGRESS: Duration = Duration::from_secs(4);
 /// Watches at once: some hundred gateways, each with a few.
 const WATCHES_MAX: i64 = 5000;
+
+/// A broker that stops is not back sooner.
+const RETRY_MIN: Duration = Duration::from_millis(500);
 
 /// A watch under way.
 pub(super) struct Watch {
@@ -164,6 +170,10 @@ impl Watch {
 
     /// Queues what comes next, waiting for it if need be.
     async fn fill(&mut self) -> Result<(), Status> {
+        // Also where there is always more to tell.
+        if (&mut self.stopping).now_or_never().is_some() {
+            return Err(stopping(&self.registry));
+        }
         match &mut self.phase {
             Phase::Snapshot { .. } => self.chunk(),
             Phase::Live { revision, ahead } => {
@@ -257,10 +267,7 @@ impl Watch {
     /// Waits for a change, or for the time to tell that there was none.
     async fn idle(&mut self, revision: u64) -> Result<(), Status> {
         tokio::select! {
-            () = &mut self.stopping => {
-                let refusal = Refusal::new(refusal::BROKER_STOPPING, "the broker shuts down");
-                return Err(refuse(&self.registry, refusal));
-            }
+            () = &mut self.stopping => return Err(stopping(&self.registry)),
             changed = self.changed.changed() => {
                 if changed.is_err() {
                     self.over = true;
@@ -292,6 +299,13 @@ impl Watch {
         self.queue
             .push_back(v1::watch_hosts_response::Event::Progress(event));
     }
+}
+
+/// Come again, not all at once: each watcher is told another time within the agents' spread.
+fn stopping(registry: &Registry) -> Status {
+    let jitter = Random(rand::random()).within(reconnect_spread(registry));
+    let refusal = Refusal::new(refusal::BROKER_STOPPING, "the broker shuts down");
+    refuse(registry, refusal.retry_after(RETRY_MIN + jitter))
 }
 
 fn snapshot(registry: &Registry) -> Phase {

@@ -8,7 +8,8 @@ use std::{
 
 use muster_core::agent::{Failure, Random, Reconnect};
 use muster_proto::v1::{
-    Ack, Hello, PowerKind, Report, UpgradeState, Welcome, ack, agent_message::Body, broker_message,
+    self, Ack, Hello, PowerKind, Report, UpgradeState, Welcome, ack, agent_message::Body,
+    broker_message, directive,
 };
 use muster_runtime::refusal::Refusal;
 use tokio::{
@@ -68,6 +69,8 @@ enum Event {
 enum Ended {
     /// It was told to connect again at once.
     Told,
+    /// The broker sent it away, to come back within this time.
+    SentAway(Duration),
     /// Nobody gives orders any more.
     Alone,
     Failed(Failure, Status),
@@ -83,6 +86,10 @@ impl Runner {
             let wait = match ended {
                 Ended::Alone => return,
                 Ended::Told => Duration::ZERO,
+                Ended::SentAway(within) => {
+                    self.state.send_modify(|state| state.sent_away += 1);
+                    within.mul_f64(rand::random())
+                }
                 Ended::Failed(failure, status) => {
                     self.state.send_modify(|state| state.refused = Some(status));
                     let next = reconnect.handle_failure(failure, Random(rand::random()));
@@ -171,7 +178,11 @@ impl Runner {
                     broker_message::Body::Resync(_) => {
                         self.say_report(session).await?;
                     }
-                    // A light agent has one policy and performs no directives.
+                    broker_message::Body::Directive(v1::Directive {
+                        action: Some(directive::Action::Reconnect(reconnect)),
+                        ..
+                    }) => return Ok(Ended::SentAway(Duration::from_millis(reconnect.within_ms))),
+                    // A light agent has one policy and runs no checks.
                     broker_message::Body::Welcome(_)
                     | broker_message::Body::Ack(_)
                     | broker_message::Body::Directive(_) => {}
