@@ -164,16 +164,11 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
     let supervisor = Supervisor::new(shutdown.clone());
     let critical = TaskKind::Critical;
     let counters = incoming.counters();
-    let waiting = move || counters.waiting();
-    supervisor.spawn(
-        "ticker",
-        critical,
-        run_ticker(registry.clone(), waiting, shutdown.clone()),
-    );
-    supervisor.spawn(
-        "prober",
-        critical,
-        prober::run(registry.clone(), shutdown.clone()),
+    judge(
+        &supervisor,
+        &registry,
+        move || counters.waiting(),
+        &shutdown,
     );
     supervisor.spawn(
         "grpc",
@@ -207,6 +202,19 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
         cut,
         watchdog,
     })
+}
+
+/// Starts what judges by time and by the broker's own dials.
+fn judge(
+    supervisor: &Supervisor,
+    registry: &Arc<Registry>,
+    waiting: impl Fn() -> usize + Send + 'static,
+    shutdown: &Shutdown,
+) {
+    let ticker = run_ticker(registry.clone(), waiting, shutdown.clone());
+    supervisor.spawn("ticker", TaskKind::Critical, ticker);
+    let prober = prober::run(registry.clone(), shutdown.clone());
+    supervisor.spawn("prober", TaskKind::Critical, prober);
 }
 
 /// What outlives the process, loaded.
