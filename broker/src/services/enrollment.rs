@@ -33,6 +33,8 @@ const AT_ONCE: usize = 8;
 const WAIT_AT_MOST: Duration = Duration::from_secs(10);
 /// Tries while others use the same token: each loses only to one who won.
 const TRIES: usize = 200;
+/// Between two looks for a host that another request is just making: that takes microseconds.
+const UNDER_WAY: Duration = Duration::from_millis(5);
 
 /// The service.
 #[derive(Clone)]
@@ -72,6 +74,16 @@ impl From<StoreError> for Problem {
     }
 }
 
+/// What a token's record says of the key that asks.
+enum Again {
+    /// Nothing: it asks for the first time.
+    New,
+    /// Its host was made.
+    Made(Enrolled),
+    /// Its host is being made.
+    UnderWay,
+}
+
 impl EnrollmentEdge {
     /// A service that enrols into `registry`.
     #[must_use]
@@ -95,8 +107,13 @@ impl EnrollmentEdge {
             if !token.matches(&record.secret_sha256) {
                 return Err(unknown_token().into());
             }
-            if let Some(again) = self.again(&record, &key_sha256, &request.csr)? {
-                return Ok(again);
+            match self.again(&record, &key_sha256, &request.csr)? {
+                Again::New => {}
+                Again::Made(enrolled) => return Ok(enrolled),
+                Again::UnderWay => {
+                    tokio::time::sleep(UNDER_WAY).await;
+                    continue;
+                }
             }
             if now >= record.expires_at {
                 let message = format!("the token ended at {}; make a new one", record.expires_at);
@@ -106,7 +123,11 @@ impl EnrollmentEdge {
                 let message = format!("the token may be used {} times and was", record.uses);
                 return Err(Refusal::new(refusal::TOKEN_USED, message).into());
             }
-            let name = self.name_for(&record, &request.name)?;
+            let name = match self.name_for(&record, &request.name) {
+                // Taken by this very token since it was read: then the name is the request's own.
+                Err(_) if self.store.get(&key)?.as_ref() != Some(&stored) => continue,
+                name => name?,
+            };
             if self.registry.len() >= HOSTS_MAX {
                 let message = format!("the fleet has {HOSTS_MAX} hosts, and takes no more");
                 return Err(Refusal::new(refusal::BROKER_BUSY, message).into());
@@ -136,32 +157,29 @@ impl EnrollmentEdge {
     }
 
     /// The answer to a request that was answered before: the same token and the same key.
-    fn again(
-        &self,
-        record: &TokenRecord,
-        key_sha256: &str,
-        csr: &[u8],
-    ) -> Result<Option<Enrolled>, Problem> {
+    fn again(&self, record: &TokenRecord, key_sha256: &str, csr: &[u8]) -> Result<Again, Problem> {
         let Some(used) = record
             .used
             .iter()
             .find(|used| used.key_sha256 == key_sha256)
         else {
-            return Ok(None);
+            return Ok(Again::New);
         };
-        let cell = self.registry.get(used.name.as_str()).ok_or_else(|| {
-            Refusal::new(
-                refusal::TOKEN_USED,
-                "the host that this token made was removed",
-            )
-        })?;
+        let Some(cell) = self.registry.get(used.name.as_str()) else {
+            // Durable, and not yet among the hosts: the request before this one is just about to.
+            if self.store.get(&keys::host(used.host_id))?.is_some() {
+                return Ok(Again::UnderWay);
+            }
+            let message = "the host that this token made was removed";
+            return Err(Refusal::new(refusal::TOKEN_USED, message).into());
+        };
         let host = cell.published().snapshot.facts.identity.clone();
         if host.id != used.host_id {
             let message = "the host that this token made was enrolled anew";
             return Err(Refusal::new(refusal::TOKEN_USED, message).into());
         }
         let issued = self.issue(&host, csr)?;
-        Ok(Some(Enrolled { host, issued }))
+        Ok(Again::Made(Enrolled { host, issued }))
     }
 
     fn name_for(&self, record: &TokenRecord, asked: &str) -> Result<HostName, Problem> {
