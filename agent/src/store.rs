@@ -179,6 +179,8 @@ pub const ANNOUNCEMENTS: FileName = FileName("announcements.json");
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -193,6 +195,9 @@ mod tests {
         };
         data.write(SESSION, &session).unwrap();
         assert!(data.last_session() == Some(session));
+        // The resume token is a secret.
+        let file = fs::metadata(data.path().join("session.json")).unwrap();
+        assert_eq!(file.permissions().mode() & 0o777, 0o600);
         fs::write(data.path().join("session.json"), "{\"resume").unwrap();
         assert!(data.last_session().is_none());
         data.forget_session();

@@ -19,5 +19,6 @@ mod restarts;
 mod start_up;
 mod stuck;
 mod support;
+mod surroundings;
 mod swarm;
 mod verdicts;
