@@ -14,6 +14,7 @@
 //! their senders are told at once that there is none.
 
 mod facts;
+mod keep;
 mod link;
 mod open;
 mod pace;
@@ -38,6 +39,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 pub use facts::{About, Board};
+use keep::Keeper;
 pub use link::LinkState;
 
 use crate::{
@@ -117,16 +119,15 @@ pub async fn run(
     mut deliveries: mpsc::Receiver<Delivery>,
     shutdown: Shutdown,
 ) -> Result<(), NoBrokers> {
-    let last = context.data.last_session().unwrap_or_default();
+    let keeper = Keeper::new(context.data.clone());
     let mut reconnect = Reconnect::new(brokers);
-    reconnect.handle_endpoints(&last.endpoints);
+    reconnect.handle_endpoints(&keeper.last().endpoints);
     let show_brokers = |reconnect: &Reconnect| {
         let known = reconnect.endpoints().to_vec();
         context.link.send_modify(|link| link.brokers = known);
     };
     show_brokers(&reconnect);
     let mut told = Told::default();
-    let mut lease = last.lease;
     let mut next = reconnect.first_try().ok_or(NoBrokers)?;
     loop {
         tokio::select! {
@@ -137,8 +138,8 @@ pub async fn run(
         let endpoint = Arc::clone(&next.endpoint);
         let ended = one(
             &context,
+            &keeper,
             &endpoint,
-            &mut lease,
             &mut reconnect,
             &mut deliveries,
             &shutdown,
@@ -158,25 +159,24 @@ pub async fn run(
 /// One try, and the session that it leads to.
 async fn one(
     context: &Context,
+    keeper: &Keeper,
     endpoint: &Arc<str>,
-    lease: &mut Option<Duration>,
     reconnect: &mut Reconnect,
     deliveries: &mut mpsc::Receiver<Delivery>,
     shutdown: &Shutdown,
 ) -> Ended {
-    let known_lease = lease.unwrap_or(open::DEFAULT_LEASE);
+    let lease = open::lease(&keeper.last());
     let opened = tokio::select! {
         () = shutdown.requested() => return Ended::Stopped,
         () = turn_away(deliveries) => return Ended::Stopped,
-        opened = open::open(context, endpoint, known_lease) => opened,
+        opened = open::open(context, keeper, endpoint) => opened,
         // A handshake that was slept through leads nowhere, and its limits have not counted.
-        slept = pace::slept_through(known_lease, &context.mark) => return Ended::Slept(slept),
+        slept = pace::slept_through(lease, &context.mark) => return Ended::Slept(slept),
     };
     let opened = match opened {
         Ok(opened) => opened,
         Err(ended) => return ended,
     };
-    *lease = Some(opened.welcome.lease);
     reconnect.handle_welcome(opened.welcome.spread, opened.welcome.cap);
     reconnect.handle_endpoints(&opened.welcome.endpoints);
     let known = reconnect.endpoints().to_vec();

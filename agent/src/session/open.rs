@@ -12,14 +12,13 @@ use muster_proto::v1::{
 use muster_runtime::{
     channel::{AddressFailure, ConnectOptions, Connected, Keepalive, connect_tls_at},
     clock,
-    explain::explain,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{Board, Context, Ended};
-use crate::store::{LastSession, SESSION};
+use super::{Board, Context, Ended, keep::Keeper};
+use crate::store::LastSession;
 
 /// Time for TCP and TLS with one address, and for finding the addresses.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -30,10 +29,8 @@ const WELCOME_WITHIN: Duration = Duration::from_secs(60);
 /// lease; a broker that is stopped, or busy with a whole fleet, must not be made slower by hosts
 /// that hang up and come again.
 const PING_PATIENCE: Duration = Duration::from_secs(600);
-/// A disk that takes longer is waited for by nobody: the session goes on.
-const KEEP_WITHIN: Duration = Duration::from_secs(2);
 /// Lease before a Welcome named one.
-pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(35);
+const DEFAULT_LEASE: Duration = Duration::from_secs(35);
 /// Messages on their way out. A beat, a report and a few words that somebody waits for.
 const OUTBOX: usize = 16;
 /// Largest message of a broker: a policy of 64 checks and URLs.
@@ -98,12 +95,13 @@ impl Context {
     }
 }
 
-/// Connects to `endpoint`, says Hello and waits for Welcome. `lease` is the last one known.
+/// Connects to `endpoint`, says Hello and waits for Welcome.
 pub(super) async fn open(
     context: &Context,
+    keeper: &Keeper,
     endpoint: &str,
-    lease: Duration,
 ) -> Result<Opened, Ended> {
+    let lease = lease(&keeper.last());
     let options = ConnectOptions {
         connect_timeout: CONNECT_WITHIN,
         user_timeout: lease,
@@ -113,13 +111,18 @@ pub(super) async fn open(
         }),
     };
     let connected = connect_tls_at(endpoint, context.tls.clone(), options).await?;
-    match timeout(WELCOME_WITHIN, greet(context, connected)).await {
+    match timeout(WELCOME_WITHIN, greet(context, keeper, connected)).await {
         Ok(opened) => opened,
         Err(_) => Err(Ended::NoWelcome(WELCOME_WITHIN)),
     }
 }
 
-async fn greet(context: &Context, connected: Connected) -> Result<Opened, Ended> {
+/// The lease as last told.
+pub(super) fn lease(last: &LastSession) -> Duration {
+    last.lease.unwrap_or(DEFAULT_LEASE)
+}
+
+async fn greet(context: &Context, keeper: &Keeper, connected: Connected) -> Result<Opened, Ended> {
     let Connected {
         channel,
         address,
@@ -127,10 +130,9 @@ async fn greet(context: &Context, connected: Connected) -> Result<Opened, Ended>
         socket,
     } = connected;
     let mut client = AgentServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let last = context.data.last_session().unwrap_or_default();
     let hello = context.board().hello(&context.about, clock::now().wall);
     let hello = v1::Hello {
-        resume_token: last.resume_token.into(),
+        resume_token: keeper.last().resume_token.into(),
         ..v1::Hello::from(hello)
     };
     let (outbox, outgoing) = mpsc::channel(OUTBOX);
@@ -159,7 +161,12 @@ async fn greet(context: &Context, connected: Connected) -> Result<Opened, Ended>
         // The one that was set before holds.
         tracing::warn!(%error, "the connection's time limit cannot be set to the lease");
     }
-    keep(context, &welcome, &wire.resume_token).await;
+    let session = LastSession {
+        resume_token: wire.resume_token.to_vec(),
+        lease: Some(welcome.lease),
+        endpoints: welcome.endpoints.clone(),
+    };
+    keeper.keep(session).await;
     context.apply_policy(wire.policy);
     Ok(Opened {
         welcome,
@@ -201,29 +208,5 @@ impl Welcome {
     /// When the first beat is due.
     pub(super) fn beats(&self, now: Mono, random: Random) -> muster_core::agent::BeatClock {
         muster_core::agent::BeatClock::start(self.interval, now, random)
-    }
-}
-
-/// Keeps what the next process needs. A disk that is full costs the proof of identity at the next
-/// reconnect, not this session.
-async fn keep(context: &Context, welcome: &Welcome, resume_token: &[u8]) {
-    let session = LastSession {
-        resume_token: resume_token.to_vec(),
-        lease: Some(welcome.lease),
-        endpoints: welcome.endpoints.clone(),
-    };
-    let data = context.data.clone();
-    let kept = tokio::task::spawn_blocking(move || data.write(SESSION, &session));
-    match timeout(KEEP_WITHIN, kept).await {
-        // Writing does not panic.
-        Ok(Ok(Ok(())) | Err(_)) => {}
-        Ok(Ok(Err(error))) => tracing::error!(
-            error = explain(&error),
-            "the session's resume token cannot be kept"
-        ),
-        Err(_) => tracing::error!(
-            within_ms = KEEP_WITHIN.as_millis(),
-            "the disk is slow: the session's resume token is not kept yet"
-        ),
     }
 }

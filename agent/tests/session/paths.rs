@@ -219,6 +219,29 @@ async fn a_directive_that_leads_nowhere_leads_back_to_the_known_brokers() {
 }
 
 #[tokio::test]
+async fn a_disk_that_takes_nothing_costs_no_proof_while_the_process_runs() {
+    let ca = Ca::new();
+    let mut broker = Broker::start(&ca);
+    let agent = Agent::enrolled(&ca, &[broker.address]).await;
+    // Nothing can be renamed over a folder.
+    let taken = agent.data.path().join("session.json");
+    fs::create_dir_all(taken.join("in the way")).unwrap();
+    let _agent = agent.start();
+    for (presented, told) in [(vec![], 1), (vec![1; 16], 2), (vec![2; 16], 3)] {
+        let mut session = broker.session().await;
+        let resume_token = vec![told; 16].into();
+        let hello = session
+            .open(Welcome {
+                resume_token,
+                ..welcome()
+            })
+            .await;
+        assert_eq!(hello.resume_token, presented);
+        session.report_until(|_| true).await;
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_that_lasts_is_told_once_and_tried_again_for_ever() {
     let ca = Ca::new();
     let mut broker = Broker::start(&ca);
