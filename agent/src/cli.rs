@@ -12,8 +12,8 @@ const EXAMPLES: &str = "Examples:
   muster-agent doctor
   muster-agent announce upgrading --to 1.5.0 --for 10m
 
-Exit codes: 0 done, 1 failed, 64 the command line is wrong, 78 the configuration is wrong;
-those of doctor and announce are told there.";
+Exit codes: 0 done, 1 failed, 64 the command line is wrong, 70 a part of the agent was stuck and
+it ended itself, 78 the configuration is wrong; those of doctor and announce are told there.";
 
 /// Runs this session host's checks and reports to the broker.
 #[derive(Parser, Debug)]
