@@ -1,6 +1,6 @@
 //! `grpc`: a service says that it serves, by the standard health protocol (`grpc.health.v1`).
 
-use std::{io, path::PathBuf};
+use std::{error::Error as _, io, path::PathBuf};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use hyper_util::rt::TokioIo;
@@ -141,6 +141,15 @@ impl Grpc {
                     "GRPC_SILENT",
                     "the server takes connections and does not answer".to_owned(),
                     "Look at its log, and whether the port is one of gRPC.",
+                ),
+                // A server's own word has no source: this one is about the connection.
+                _ if status.source().is_some() => fails(
+                    "GRPC_NOT_SPOKEN",
+                    format!(
+                        "what listens there does not speak gRPC: {}",
+                        clean_text(status.message(), 120)
+                    ),
+                    "See whether the port is the right one, and whether it wants TLS.",
                 ),
                 code => fails(
                     "GRPC_FAILED",
