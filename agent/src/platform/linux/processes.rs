@@ -2,17 +2,28 @@
 
 use std::path::PathBuf;
 
+use procfs::{ProcError, process::Process};
+
 use super::sockets::Owner;
 
 /// The kernel keeps this many bytes of a program's name.
 const COMM_BYTES: usize = 15;
 
+/// All processes. A listing without this very one is none: /proc is something else there.
+///
+/// # Errors
+/// If /proc cannot be read.
+pub fn all() -> Result<impl Iterator<Item = Process>, ProcError> {
+    Process::myself()?;
+    Ok(procfs::process::all_processes()?.filter_map(Result::ok))
+}
+
 /// The first process whose program has one of these names. Blocks while the kernel lists them.
 ///
 /// # Errors
 /// If /proc cannot be read.
-pub fn running(names: &[&str]) -> Result<Option<Owner>, procfs::ProcError> {
-    for process in procfs::process::all_processes()?.filter_map(Result::ok) {
+pub fn running(names: &[&str]) -> Result<Option<Owner>, ProcError> {
+    for process in all()? {
         let Ok(stat) = process.stat() else { continue };
         // A dead process that nobody has waited for still has a name.
         if matches!(stat.state, 'Z' | 'X') {
@@ -33,8 +44,8 @@ pub fn running(names: &[&str]) -> Result<Option<Owner>, procfs::ProcError> {
 ///
 /// # Errors
 /// If /proc cannot be read.
-pub fn executing(files: &[PathBuf]) -> Result<Option<Owner>, procfs::ProcError> {
-    for process in procfs::process::all_processes()?.filter_map(Result::ok) {
+pub fn executing(files: &[PathBuf]) -> Result<Option<Owner>, ProcError> {
+    for process in all()? {
         let Ok(file) = process.exe() else { continue };
         if files.contains(&file) {
             return Ok(Some(Owner {

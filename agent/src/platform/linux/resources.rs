@@ -3,7 +3,10 @@
 
 use std::{io, path::Path};
 
-use super::bus::{connect, within};
+use super::{
+    bus::{connect, within},
+    processes,
+};
 
 /// Room of a file system for users that are not root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,8 +77,7 @@ pub fn processes_of(program: &str) -> io::Result<Vec<i32>> {
     const COMM_BYTES: usize = 15;
     let wanted = program.get(..COMM_BYTES).unwrap_or(program);
     let mut found = Vec::new();
-    for process in procfs::process::all_processes().map_err(io::Error::other)? {
-        let Ok(process) = process else { continue };
+    for process in processes::all().map_err(io::Error::other)? {
         let Ok(stat) = process.stat() else { continue };
         if matches!(stat.state, 'Z' | 'X') {
             continue;
