@@ -95,6 +95,27 @@ fn every_kind_of_own_check_is_documented_and_has_an_example_that_is_read() -> Re
     kinds.sort_unstable();
     ensure!(documented == kinds, "{documented:?} are not {kinds:?}");
 
+    // Each cause is made to happen by a test.
+    let mut tests = String::new();
+    for place in [
+        "tests/end_to_end/checks/own.rs",
+        "tests/end_to_end/own_checks.rs",
+        "tests/end_to_end/checks/urls.rs",
+        "tests/system-units",
+        "agent/tests/own_checks/main.rs",
+    ] {
+        tests += &fs::read_to_string(repository().join(place))?;
+    }
+    let causes = table
+        .lines()
+        .take_while(|line| line.starts_with('|'))
+        .flat_map(|row| row.split('`'))
+        .filter(|word| {
+            word.contains('_') && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+        });
+    let unshown: Vec<_> = causes.filter(|cause| !tests.contains(cause)).collect();
+    ensure!(unshown.is_empty(), "no test shows {unshown:?}");
+
     let folder = tempfile::tempdir()?;
     let sample = fs::read_to_string(repository().join("deploy/checks.d/examples.toml"))?;
     let examples = sample.lines().filter_map(|line| {

@@ -5,6 +5,7 @@
 mod domain;
 mod metadata_service;
 mod monitoring_agent;
+mod own;
 mod session_listener;
 mod table;
 mod urls;
