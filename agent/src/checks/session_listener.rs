@@ -38,6 +38,9 @@ const MAX_TARGETS: usize = 32;
 /// Sockets whose owners and greetings are remembered; more are looked at anew each time.
 const MAX_REMEMBERED: usize = 256;
 
+/// Where connections to loopback come from. Servers such as TigerVNC lock out an address that comes
+/// and goes without logging in, and 127.0.0.1 is a gateway's; this one is nobody else's.
+const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 77, 85, 83);
 /// How long a word of a listener counts while its socket stays the same.
 const SPEAK_EVERY: Duration = Duration::from_mins(5);
 
@@ -201,24 +204,42 @@ impl SessionListener {
             steps.extend(said.step.clone());
             return (steps, Ok(said));
         }
-        let stream = match tcp::connect(&target.addresses(), self.budget / 2, &mut steps).await {
-            Ok(stream) => stream,
-            Err(problem) => return (steps, Err(problem.for_listener(target))),
-        };
-        let spoken = listener::exchange(&target.protocol, stream, self.budget / 2, now.wall).await;
-        match spoken {
+        let mut spoken = self.speak(target, Some(SOURCE), now, &mut steps).await;
+        // A server that lets people in by their address may know 127.0.0.1 alone.
+        let refuses_us = matches!(&spoken, Err(problem) if problem.code == "LISTENER_CLOSED");
+        if refuses_us && target.addresses().iter().any(|to| to.ip().is_loopback()) {
+            spoken = self.speak(target, None, now, &mut steps).await;
+        }
+        match &spoken {
+            Ok(said) => self.remember(target, now.mono, said),
+            Err(_) => self
+                .memory
+                .lock()
+                .spoken
+                .retain(|inode, _| !target.sockets.contains(inode)),
+        }
+        (steps, spoken)
+    }
+
+    async fn speak(
+        &self,
+        target: &Target,
+        source: Option<Ipv4Addr>,
+        now: Now,
+        steps: &mut Vec<String>,
+    ) -> Result<Spoken, Problem> {
+        let limit = self.budget / 2;
+        let stream = tcp::connect_from(source, &target.addresses(), limit, steps)
+            .await
+            .map_err(|problem| problem.for_listener(target))?;
+        match listener::exchange(&target.protocol, stream, limit, now.wall).await {
             Ok(said) => {
                 steps.extend(said.step.clone());
-                self.remember(target, now.mono, &said);
-                (steps, Ok(said))
+                Ok(said)
             }
             Err((step, problem)) => {
-                let mut memory = self.memory.lock();
-                memory
-                    .spoken
-                    .retain(|inode, _| !target.sockets.contains(inode));
                 steps.push(step);
-                (steps, Err(problem))
+                Err(problem)
             }
         }
     }
@@ -373,8 +394,8 @@ impl Target {
         if has(Ipv4Addr::UNSPECIFIED.into()) || self.bound.is_empty() {
             vec![at(v4)]
         } else if has(Ipv6Addr::UNSPECIFIED.into()) {
-            // Such a socket takes IPv4 too, and loopback may have no IPv6 address.
-            vec![at(v6), at(v4)]
+            // Such a socket mostly takes IPv4 too, where the source can be ours alone.
+            vec![at(v4), at(v6)]
         } else {
             self.bound.iter().take(2).map(|ip| at(*ip)).collect()
         }

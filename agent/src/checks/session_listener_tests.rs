@@ -107,7 +107,7 @@ fn an_address_that_reaches_the_socket_is_tried() {
             .collect::<Vec<_>>()
     };
     assert_eq!(of("0.0.0.0:22"), ["127.0.0.1:22"]);
-    assert_eq!(of("[::]:22"), ["[::1]:22", "127.0.0.1:22"]);
+    assert_eq!(of("[::]:22"), ["127.0.0.1:22", "[::1]:22"]);
     assert_eq!(of("192.0.2.7:22"), ["192.0.2.7:22"]);
 }
 

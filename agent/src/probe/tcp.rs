@@ -2,14 +2,14 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
 
 use muster_core::model::Remedy;
 use tokio::{
-    net::{TcpStream, lookup_host},
+    net::{TcpSocket, TcpStream, lookup_host},
     time::timeout,
 };
 
@@ -224,11 +224,24 @@ pub async fn connect(
     limit: Duration,
     steps: &mut Vec<String>,
 ) -> Result<TcpStream, Problem> {
+    connect_from(None, addresses, limit, steps).await
+}
+
+/// The same from `source`, where an address is on loopback.
+///
+/// # Errors
+/// What the last one did.
+pub async fn connect_from(
+    source: Option<Ipv4Addr>,
+    addresses: &[SocketAddr],
+    limit: Duration,
+    steps: &mut Vec<String>,
+) -> Result<TcpStream, Problem> {
     let each = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut last = None;
     for address in addresses {
         let begun = Instant::now();
-        let error = match timeout(each, TcpStream::connect(address)).await {
+        let error = match timeout(each, open(source, *address)).await {
             Ok(Ok(stream)) => {
                 let from = match stream.local_addr() {
                     Ok(local) => format!(" from {}", local.ip()),
@@ -252,6 +265,17 @@ pub async fn connect(
         message: "there is no address to connect to".to_owned(),
         remedy: Remedy::default(),
     }))
+}
+
+async fn open(source: Option<Ipv4Addr>, address: SocketAddr) -> io::Result<TcpStream> {
+    match (source, address) {
+        (Some(source), SocketAddr::V4(to)) if to.ip().is_loopback() => {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((source, 0).into())?;
+            socket.connect(address).await
+        }
+        _ => TcpStream::connect(address).await,
+    }
 }
 
 fn tcp_problem(address: SocketAddr, error: &io::Error) -> Problem {
