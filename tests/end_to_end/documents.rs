@@ -147,3 +147,22 @@ async fn the_agents_sample_configuration_is_read() -> Result<()> {
     ensure!(output.code != Some(78), "{output:?}");
     Ok(())
 }
+
+#[test]
+fn every_run_of_the_swarm_has_its_figures() -> Result<()> {
+    let listed = std::process::Command::new(repository().join("tests/swarm"))
+        .arg("--list")
+        .output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    let document = fs::read_to_string(repository().join("docs/measured.md"))?;
+    let shown: Vec<&str> = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .collect();
+    let wanted: Vec<&str> = listed.lines().collect();
+    ensure!(
+        !wanted.is_empty() && shown == wanted,
+        "{shown:?} are not {wanted:?}"
+    );
+    Ok(())
+}

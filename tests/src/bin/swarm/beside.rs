@@ -170,7 +170,7 @@ impl Run<'_> {
         sleep(REST).await;
         let (used, swarm) = (meter::usage(id)?, crew.usage()?.cpu);
         let (before, begun) = (crew.totals().await?.beats, Instant::now());
-        sleep(self.script.length.0).await;
+        self.progress.pass("steady", self.script.length.0).await;
         let beats = crew.totals().await?.beats - before;
         let seconds = begun.elapsed().as_secs_f64();
         let cpu = meter::cpu(id)? - used.cpu;

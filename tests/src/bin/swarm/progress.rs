@@ -54,6 +54,17 @@ impl Progress {
         }
     }
 
+    /// Lets a time pass in which nobody is asked anything.
+    pub(crate) async fn pass(&self, what: &str, time: Duration) {
+        let begun = Instant::now();
+        let end = begun + time;
+        while Instant::now() < end {
+            self.bar(what, begun.elapsed().as_secs(), time.as_secs());
+            let left = end.saturating_duration_since(Instant::now());
+            tokio::time::sleep(left.min(Duration::from_secs(1))).await;
+        }
+    }
+
     fn seconds(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
     }

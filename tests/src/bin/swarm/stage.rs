@@ -122,6 +122,11 @@ impl<'a> Stage<'a> {
             hosts: common.hosts(),
             _web: web,
         };
+        // Of an earlier, larger run: nobody speaks for them.
+        for number in common.agents..identities.len()? {
+            let name = Identities::name(number);
+            stage.watch.seen().will_be_harmed(&name);
+        }
         stage.connected(begun).await?;
         stage.measure_memory(empty)?;
         stage.watch.seen().judge();
@@ -198,7 +203,7 @@ impl<'a> Stage<'a> {
         let begun = Instant::now();
         let (server, swarm) = (meter::cpu(broker)?, self.crew.usage()?.cpu);
         let before = self.crew.totals().await?.beats;
-        sleep(length).await;
+        self.progress.pass("steady", length).await;
         let beats = self.crew.totals().await?.beats - before;
         let server = meter::cpu(broker)? - server;
         let swarm = self.crew.usage()?.cpu - swarm;

@@ -81,14 +81,17 @@ impl Seen {
         self.last_word = now();
     }
 
-    /// Hosts that are shown as Confirmed now.
+    /// Hosts that nobody harmed and that are shown as Confirmed now.
     pub(crate) fn confirmed(&self) -> usize {
         self.confirmed
     }
 
     /// The host is about to be harmed: what is told against it is right.
     pub(crate) fn will_be_harmed(&mut self, name: &str) {
-        self.harmed.insert(name.to_owned(), None);
+        if self.harmed.insert(name.to_owned(), None).is_none() {
+            let confirmed = self.hosts.get(name).is_some_and(|shown| shown.confirmed);
+            self.confirmed -= usize::from(confirmed);
+        }
     }
 
     /// When it was told first that this harmed host is not connectable, as [`now`] tells it.
@@ -157,6 +160,9 @@ impl Seen {
             Some(shown) => self.hosts.insert(name.to_owned(), shown),
             None => self.hosts.remove(name),
         };
+        if self.harmed.contains_key(name) {
+            return;
+        }
         self.confirmed += usize::from(shown.is_some_and(|shown| shown.confirmed));
         self.confirmed -= usize::from(before.is_some_and(|before| before.confirmed));
     }
@@ -235,7 +241,7 @@ mod tests {
             ),
             (1, 1)
         );
-        assert_eq!((seen.confirmed(), seen.examples.len()), (3, 2));
+        assert_eq!((seen.confirmed(), seen.examples.len()), (2, 2));
     }
 
     #[test]
@@ -243,6 +249,10 @@ mod tests {
         let mut seen = Seen::default();
         seen.handle_event(changed("a", HostStatus::Available, true));
         seen.handle_event(changed("a", HostStatus::Available, true));
+        assert_eq!(seen.confirmed(), 1);
+        seen.will_be_harmed("a");
+        assert_eq!(seen.confirmed(), 0, "only those that must be well count");
+        seen.handle_event(changed("b", HostStatus::Available, true));
         assert_eq!(seen.confirmed(), 1);
         seen.forget_hosts();
         assert_eq!(seen.confirmed(), 0);
