@@ -46,11 +46,14 @@ pub(crate) async fn run(script: &Questions, stage: &mut Stage<'_>) -> Result<()>
             rounds.push(ask(script, stage, &front_end, rpc).await?);
         }
     }
-    let total = |rpc: &str| {
-        let of = rounds.iter().filter(|asked| asked.rpc == rpc);
-        of.map(|asked| asked.per_second).sum::<f64>()
+    let total = |rpc: &str, of: fn(&Asked) -> f64| {
+        let asked = rounds.iter().filter(|asked| asked.rpc == rpc);
+        asked.map(of).sum::<f64>().max(f64::MIN_POSITIVE)
     };
-    let ratio = total(CHECK) / total(NOOP).max(f64::MIN_POSITIVE);
+    let throughput = |asked: &Asked| asked.per_second;
+    let ratio = total(CHECK, throughput) / total(NOOP, throughput);
+    let cpu = |asked: &Asked| asked.server_us_per_call;
+    stage.report.asked_cpu_ratio = Some(total(CHECK, cpu) / total(NOOP, cpu));
     stage.report.asked = rounds;
     stage.report.asked_ratio = Some(ratio);
     if ratio < RATIO {

@@ -65,6 +65,9 @@ pub(crate) struct Report {
     /// Throughput of `CheckHost` beside that of the rpc that does nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) asked_ratio: Option<f64>,
+    /// The broker's processor time of a `CheckHost` beside that of the rpc that does nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) asked_cpu_ratio: Option<f64>,
     /// Hosts told Unavailable that nobody had harmed.
     pub(crate) false_unavailable: usize,
     /// Hosts told not connectable for new sessions that nobody had harmed.

@@ -123,10 +123,11 @@ fn compared(report: &Report, out: &mut String) -> Result {
             asked.server_us_per_call
         )?;
     }
-    if let Some(ratio) = report.asked_ratio {
+    if let (Some(ratio), Some(cpu)) = (report.asked_ratio, report.asked_cpu_ratio) {
         writeln!(
             out,
-            "  CheckHost       {ratio:.3} of what the rpc that does nothing reaches"
+            "  CheckHost       {ratio:.3} of the throughput of the rpc that does nothing, {cpu:.2} of \
+             its processor time"
         )?;
     }
     Ok(())
