@@ -276,6 +276,7 @@ mod tests {
     struct Running {
         orders: mpsc::Sender<Order>,
         results: watch::Receiver<Arc<ResultSet>>,
+        marks: Marks,
         shutdown: Shutdown,
     }
 
@@ -283,16 +284,13 @@ mod tests {
         let (orders, inbox) = mpsc::channel(MAX_ORDERS);
         let (sender, results) = watch::channel(Arc::default());
         let shutdown = Shutdown::new();
-        tokio::spawn(run(
-            checks,
-            inbox,
-            sender,
-            Marks::default(),
-            shutdown.clone(),
-        ));
+        let marks = Marks::default();
+        let running = run(checks, inbox, sender, marks.clone(), shutdown.clone());
+        tokio::spawn(running);
         Running {
             orders,
             results,
+            marks,
             shutdown,
         }
     }
@@ -337,6 +335,46 @@ mod tests {
         )
         .await;
         running.shutdown.request();
+    }
+
+    /// Waits until the loop has turned ten times more, and says how often no run was stuck.
+    async fn ten_turns(marks: &Marks) -> u64 {
+        let (from, runs) = (marks.scheduler.turns(), marks.runs.turns());
+        while marks.scheduler.turns() < from + 10 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        marks.runs.turns() - runs
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn a_run_that_holds_its_thread_shows_by_its_mark_until_it_lets_go() {
+        let (let_go, hold) = std::sync::mpsc::channel::<()>();
+        let hold = Arc::new(parking_lot::Mutex::new(hold));
+        let running = start(vec![
+            planned("holds", pace(3_600_000, 10), move || {
+                let hold = Arc::clone(&hold);
+                // Not as a check should: its thread is gone, and with it the time limit.
+                async move { pass_after(&hold.lock()) }
+            }),
+            planned("works", pace(100, 200), || async { pass() }),
+        ]);
+        let marks = &running.marks;
+        assert!(ten_turns(marks).await > 0, "its limit is not long over yet");
+        let stuck = async { while ten_turns(marks).await > 0 {} };
+        timeout(Duration::from_secs(20), stuck)
+            .await
+            .expect("it shows");
+        let_go.send(()).unwrap();
+        let free = async { while ten_turns(marks).await == 0 {} };
+        timeout(Duration::from_secs(20), free)
+            .await
+            .expect("it lets go");
+        running.shutdown.request();
+    }
+
+    fn pass_after(word: &std::sync::mpsc::Receiver<()>) -> Observation {
+        word.recv().unwrap();
+        pass()
     }
 
     #[tokio::test]

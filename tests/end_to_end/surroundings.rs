@@ -161,3 +161,35 @@ async fn a_wall_clock_that_jumps_by_hours_changes_nothing_but_the_times_in_the_l
         .await
         .map(drop)
 }
+
+#[tokio::test]
+async fn days_that_a_machine_slept_before_the_agent_started_are_nothing_to_it() -> Result<()> {
+    let broker = Broker::start().await?;
+    let listener = Target::listener().await?;
+    let checks = format!(
+        "[check.session_listener]\n{}",
+        listener.as_session_listener()
+    );
+    let agent = Agent::new(broker.folder().path(), "desk-1", &checks)?;
+    let token = broker.token("default", Some("desk-1"), 1).await?;
+    agent.enrol(&broker.endpoints.grpc, &token).await?;
+    // Its boot-time clock is ahead of the one that stands still in a suspend, and stays so.
+    let inner = agent.command(&["run"])?;
+    let inner = inner.as_std();
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command
+        .args(["--time", "--boottime", "1000000", "--fork", "--kill-child"])
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    let process = Process::spawn("muster-agent, long asleep", command, &agent.log())?;
+    broker
+        .verdict_until("desk-1", "connectable", |verdict| verdict.connectable_new)
+        .await?;
+    let log = process.log()?;
+    ensure!(log.matches("session is open").count() == 1, "{log}");
+    ensure!(!log.contains("awake again"), "{log}");
+    Ok(())
+}
