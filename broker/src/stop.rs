@@ -18,11 +18,12 @@ use crate::{
 };
 
 /// For the disk to take the last records: it takes tens of thousands a second.
-const GRACE_FOR_STORE: Duration = Duration::from_millis(1500);
+const GRACE_FOR_STORE: Duration = Duration::from_millis(1200);
 /// For streams to end of themselves once they have been told.
 const GRACE_FOR_STREAMS: Duration = Duration::from_secs(1);
-/// For all tasks, from the cut: the streams, and a little for those that follow them.
-const GRACE_FOR_TASKS: Duration = Duration::from_millis(1300);
+/// For all tasks, from the cut: the streams, and as long again on a busy machine. Tasks that are
+/// aborted then have a second more.
+const GRACE_FOR_TASKS: Duration = Duration::from_secs(2);
 /// For the writer to end: it has nothing left to write, unless the disk hangs.
 const GRACE_FOR_WRITER: Duration = Duration::from_millis(500);
 
