@@ -110,6 +110,8 @@ pub struct PaceConfig {
     pub rise: Option<u32>,
     /// Failing runs in a row that make a failure.
     pub fall: Option<u32>,
+    /// How long a result lives.
+    pub time_to_live: Option<Duration>,
 }
 
 impl PaceConfig {
@@ -121,6 +123,7 @@ impl PaceConfig {
             timeout: self.timeout.unwrap_or(base.timeout),
             rise: self.rise.unwrap_or(base.rise),
             fall: self.fall.unwrap_or(base.fall),
+            lives: self.time_to_live.or(base.lives),
         }
     }
 
@@ -153,6 +156,7 @@ macro_rules! check_tables {
                 timeout: Option<HumanDuration>,
                 rise: Option<u32>,
                 fall: Option<u32>,
+                time_to_live: Option<HumanDuration>,
                 $($(#[$field_doc])* pub $field: $type,)*
             }
         )*
@@ -173,6 +177,7 @@ macro_rules! check_tables {
                     timeout: self.$name.timeout.map(|duration| duration.0),
                     rise: self.$name.rise,
                     fall: self.$name.fall,
+                    time_to_live: self.$name.time_to_live.map(|duration| duration.0),
                 }),)*]
             }
         }

@@ -26,9 +26,13 @@ pub mod store;
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use muster_core::{agent::HostPolicy, model::SessionCounts};
+use muster_core::{
+    agent::{HostPolicy, ResultSet},
+    model::SessionCounts,
+};
 use muster_runtime::{
     accept::BindError,
+    clock,
     explain::explain,
     files::FileError,
     identity::{LocalIdentity, LocalIdentityError},
@@ -142,8 +146,9 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     spawn.task("planner", |shutdown| {
         keep_plan(config, kept, planned, linked, ordered, shutdown)
     });
+    let counted = results.clone();
     spawn.task("session counter", |shutdown| {
-        count_sessions(counts_sender, shutdown)
+        count_sessions(counts_sender, counted, shutdown)
     });
     spawn.task("power", |shutdown| power::run(announcer.clone(), shutdown));
     spawn.task("control socket", |shutdown| {
@@ -269,14 +274,20 @@ async fn keep_plan(
 
 async fn count_sessions(
     counts: watch::Sender<SessionCounts>,
+    results: watch::Receiver<Arc<ResultSet>>,
     shutdown: Shutdown,
 ) -> Result<(), Infallible> {
     loop {
-        let counted = tokio::select! {
-            () = shutdown.requested() => return Ok(()),
-            counted = timeout(COUNT_WITHIN, sessions::count()) => counted,
+        // A site that counts itself knows of people whom the system does not.
+        let own = results.borrow().sessions(clock::boot());
+        let counted = match own {
+            Some(counted) => counted,
+            None => tokio::select! {
+                () = shutdown.requested() => return Ok(()),
+                counted = timeout(COUNT_WITHIN, sessions::count()) => counted.unwrap_or_default(),
+            },
         };
-        counts.send_replace(counted.unwrap_or_default());
+        counts.send_replace(counted);
         tokio::select! {
             () = shutdown.requested() => return Ok(()),
             () = sleep(COUNT_EVERY) => {}

@@ -295,6 +295,7 @@ fn pace(file: &Path, check: &CheckTable) -> Result<Option<CheckPace>, ConfigErro
         timeout: within("check.timeout", check.timeout, usual.timeout, TIMEOUT)?,
         rise: streak("check.rise", check.rise, usual.rise)?,
         fall: streak("check.fall", check.fall, usual.fall)?,
+        lives: None,
     }))
 }
 

@@ -393,3 +393,54 @@ async fn checks_that_others_can_write_or_that_are_misspelt_are_refused_at_the_st
     ensure!(output.stderr.contains("every agent has"), "{output:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_plugin_counts_sessions_that_the_system_does_not_know() -> Result<()> {
+    let broker = Broker::start().await?;
+    let policy = broker.folder().path().join("policy.toml");
+    fs::write(&policy, "max_sessions = 3\n")?;
+    let policy = policy.display().to_string();
+    let set = broker.cli(&["pool", "set", "default", &policy]).await?;
+    ensure!(set.code == Some(0), "{set:?}");
+    let machine = Machine::new("desk-1").await?;
+    let counts = machine.plugin(
+        "counts",
+        "[ -e SAID/broken ] && exit 3; echo \"people | $(cat SAID/people)\"",
+    )?;
+    let said = |text: &str| -> Result<()> {
+        let folder = machine.folder.path().join("said");
+        fs::write(folder.join("new"), text)?;
+        Ok(fs::rename(folder.join("new"), folder.join("people"))?)
+    };
+    said("active=1 disconnected=1")?;
+    machine.check(
+        "people",
+        &format!("kind = 'exec'\ncommand = {counts:?}\ninterval = '200ms'\ncounts_sessions = true"),
+    )?;
+    let _agent = machine.run(&broker, "desk-1").await?;
+    let sessions = |verdict: &Verdict| {
+        let counts = verdict.sessions.unwrap_or_default();
+        (counts.active, counts.disconnected)
+    };
+    broker
+        .verdict_until("desk-1", "two sessions", |verdict| {
+            verdict.connectable_new && sessions(verdict) == (Some(1), Some(1))
+        })
+        .await?;
+    said("active=2 disconnected=1")?;
+    broker
+        .verdict_until("desk-1", "the limit", |verdict| {
+            !verdict.connectable_new && has_reason(verdict, "SESSION_LIMIT")
+        })
+        .await?;
+    machine.say("broken")?;
+    broker
+        .verdict_until("desk-1", "a count that nobody knows", |verdict| {
+            verdict.connectable_new
+                && sessions(verdict) == (None, None)
+                && has_reason(verdict, "SESSION_COUNT_UNKNOWN")
+        })
+        .await?;
+    drop(machine.listener);
+    Ok(())
+}

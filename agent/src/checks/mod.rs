@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_policy_sets_the_pace_of_an_own_check_and_nothing_makes_one() {
         let folder = tempfile::tempdir().unwrap();
-        let text = "[[check]]\nname = 'mine'\nkind = 'memory'\nfall = 3\n";
+        let text = "[[check]]\nname = 'mine'\nkind = 'memory'\nfall = 3\ntime_to_live = '1h'\n";
         std::fs::write(folder.path().join("a.toml"), text).unwrap();
         let mut config = Config {
             checks_dir: folder.path().to_owned(),
@@ -267,6 +267,7 @@ mod tests {
         assert_eq!((&*mine.kind, mine.supported), ("memory", true));
         assert_eq!(mine.pace.interval, Duration::from_secs(60));
         assert_eq!((mine.pace.rise, mine.pace.fall), (2, 3));
+        assert_eq!(mine.pace.time_to_live(), Duration::from_secs(3600));
         let yours = find("yours").unwrap();
         assert!(!yours.spec.supported && yours.check.is_none());
     }

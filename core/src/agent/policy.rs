@@ -32,6 +32,8 @@ impl CheckPolicy {
             timeout: self.timeout,
             rise: self.rise,
             fall: self.fall,
+            // How long a host's results live is the host's own affair.
+            lives: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::model::{
     CheckName, CheckPace, CheckResult, CloudInstance, Finding, Listener, Mono, Outcome,
-    UnknownCause,
+    SessionCounts, UnknownCause,
 };
 
 /// Listeners that a host may report. A desktop server with a listener per user has perhaps ten.
@@ -27,6 +27,8 @@ pub struct Observation {
     pub listeners: Option<Vec<Listener>>,
     /// Which machine of a cloud this is, from a check that was told.
     pub cloud: Option<CloudInstance>,
+    /// People's sessions, from a check that counts them.
+    pub sessions: Option<SessionCounts>,
 }
 
 impl Observation {
@@ -39,6 +41,7 @@ impl Observation {
             findings: Vec::new(),
             listeners: None,
             cloud: None,
+            sessions: None,
         }
     }
 
@@ -84,6 +87,7 @@ pub(super) struct Entry {
     pub(super) truncated: bool,
     pub(super) listeners: Vec<Listener>,
     pub(super) cloud: Option<CloudInstance>,
+    pub(super) sessions: Option<SessionCounts>,
 }
 
 impl Entry {
@@ -185,6 +189,17 @@ impl ResultSet {
     #[must_use]
     pub fn cloud(&self) -> Option<&CloudInstance> {
         self.entries.iter().find_map(|entry| entry.cloud.as_ref())
+    }
+
+    /// People's sessions, where a check counts them. What it has not told of late is unknown.
+    #[must_use]
+    pub fn sessions(&self, now: Mono) -> Option<SessionCounts> {
+        let counter = self.entries.iter().find(|entry| entry.sessions.is_some())?;
+        let stale = counter.ends().is_some_and(|end| end <= now);
+        counter
+            .sessions
+            .filter(|_| !stale)
+            .or(Some(SessionCounts::default()))
     }
 
     /// Every check that can run has finished a run that began at or after `at`.

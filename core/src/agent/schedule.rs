@@ -17,7 +17,9 @@ use super::{
     Observation, Random, ResultSet, Settle,
     results::{Entry, Finished},
 };
-use crate::model::{CheckName, CheckPace, CheckResult, MAX_CHECKS, Mono, Outcome, UnknownCause};
+use crate::model::{
+    CheckName, CheckPace, CheckResult, MAX_CHECKS, Mono, Outcome, SessionCounts, UnknownCause,
+};
 
 /// A suspected failure is looked at again after this time: long enough for a service that restarts
 /// to listen again, short enough that a broken host is known before its next regular run.
@@ -241,6 +243,7 @@ impl Slot {
                 truncated: false,
                 listeners: Vec::new(),
                 cloud: None,
+                sessions: None,
             },
             settle: Settle::default(),
             state: State::Idle { due: now },
@@ -273,6 +276,7 @@ impl Slot {
             findings,
             listeners,
             cloud,
+            sessions,
         } = observation;
         let took = self.started.map_or(Duration::ZERO, |started| now - started);
         self.entry.finished = Some(Finished { at: now, took, raw });
@@ -304,6 +308,9 @@ impl Slot {
         if cloud.is_some() || raw == Outcome::NotApplicable {
             self.entry.cloud = cloud;
         }
+        // Who counts and was cut short does not know: that is not what it counted before.
+        let unknown = self.entry.sessions.map(|_| SessionCounts::default());
+        self.entry.sessions = sessions.or(unknown);
     }
 }
 

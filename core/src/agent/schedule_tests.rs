@@ -8,6 +8,7 @@ const PACE: CheckPace = CheckPace {
     timeout: Duration::from_secs(10),
     rise: 1,
     fall: 2,
+    lives: None,
 };
 const TTL: u64 = 100;
 
@@ -335,6 +336,29 @@ fn a_cloud_s_instance_outlives_a_failure_and_not_a_machine_in_no_cloud() {
         assert!(schedule.handle_finished(&begun.name, begun.run, seen, now));
         assert_eq!(schedule.result_set().cloud(), wanted);
     }
+}
+
+#[test]
+fn a_count_of_sessions_that_was_not_told_of_late_is_unknown_and_not_zero() {
+    let mut schedule = schedule(&["a"]);
+    let unknown = SessionCounts::default();
+    let three = SessionCounts {
+        active: Some(3),
+        disconnected: Some(0),
+        pending: None,
+    };
+    let sessions = |schedule: &Schedule, second| schedule.result_set().sessions(at(second));
+    assert_eq!(sessions(&schedule, 0), None, "nobody counts");
+    let mut counted = Observation::new(Outcome::Pass, "");
+    counted.sessions = Some(three);
+    let begun = start(&mut schedule, 0).remove(0);
+    assert!(schedule.handle_finished(&begun.name, begun.run, counted, at(1)));
+    assert_eq!(sessions(&schedule, TTL), Some(three));
+    assert_eq!(sessions(&schedule, TTL + 1), Some(unknown), "it is stale");
+    let begun = start(&mut schedule, 40).remove(0);
+    let late = Observation::timed_out(PACE.timeout);
+    assert!(schedule.handle_finished(&begun.name, begun.run, late, at(50)));
+    assert_eq!(sessions(&schedule, 51), Some(unknown), "it timed out");
 }
 
 #[derive(Clone, Debug)]

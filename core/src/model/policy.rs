@@ -77,6 +77,8 @@ pub struct CheckPace {
     pub rise: u32,
     /// Failing runs in a row that make a failure.
     pub fall: u32,
+    /// How long a result lives; none for the usual time.
+    pub lives: Option<Duration>,
 }
 
 impl Default for CheckPace {
@@ -86,15 +88,19 @@ impl Default for CheckPace {
             timeout: Duration::from_secs(10),
             rise: 1,
             fall: 2,
+            lives: None,
         }
     }
 }
 
 impl CheckPace {
-    /// How long a result lives: three intervals and a timeout, so that two runs may be lost.
+    /// How long a result lives: three intervals and a timeout unless set, so that two runs may be
+    /// lost; never so short that the next run comes too late.
     #[must_use]
     pub fn time_to_live(self) -> Duration {
-        self.interval.saturating_mul(3).saturating_add(self.timeout)
+        let usual = self.interval.saturating_mul(3).saturating_add(self.timeout);
+        let least = self.interval.saturating_add(self.timeout);
+        self.lives.unwrap_or(usual).max(least)
     }
 }
 
@@ -245,6 +251,21 @@ pub fn default_check_names() -> [&'static str; 5] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_outlives_two_lost_runs_unless_set_and_always_one_run() {
+        let seconds = Duration::from_secs;
+        let lives = |lives| {
+            CheckPace {
+                lives,
+                ..CheckPace::default()
+            }
+            .time_to_live()
+        };
+        assert_eq!(lives(None), seconds(100));
+        assert_eq!(lives(Some(seconds(3600))), seconds(3600));
+        assert_eq!(lives(Some(seconds(1))), seconds(40));
+    }
 
     #[test]
     fn a_star_stands_for_the_first_label_under_a_domain_alone() {

@@ -44,6 +44,7 @@ pub fn host_policy(pool: &PoolPolicy) -> v1::HostPolicy {
             timeout,
             rise,
             fall,
+            lives: _,
         } = pool.paces.get(&name).copied().unwrap_or_default();
         CheckPolicy {
             severity: pool.severity(&name),

@@ -9,7 +9,7 @@ use std::{os::unix::fs::MetadataExt as _, path::PathBuf, process::Stdio, time::D
 use futures_util::future::{BoxFuture, FutureExt as _};
 use muster_core::{
     agent::Observation,
-    model::{Finding, Outcome, Remedy, UnknownCause},
+    model::{Finding, Outcome, Remedy, SessionCounts, UnknownCause},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -38,6 +38,9 @@ definition! {
         args: Vec<String>,
         /// User that it runs as.
         user: Option<String>,
+        /// Its performance data says how many sessions people have.
+        #[serde(default)]
+        counts_sessions: bool,
         #[serde(skip)]
         asked: OneAtATime,
     }
@@ -191,6 +194,10 @@ impl Exec {
             (true, false) => complaint.to_owned(),
             (true, true) => "it said nothing".to_owned(),
         };
+        let sessions = self.counts_sessions.then(|| match ending.how {
+            How::Exited(0..=2) => said.sessions(),
+            _ => SessionCounts::default(),
+        });
         let mut steps = said.more;
         if !matches!(ending.how, How::Exited(0..=3)) && !said.first.is_empty() {
             steps.insert(0, format!("it said: {}", said.first));
@@ -212,6 +219,7 @@ impl Exec {
             remedy: (outcome != Outcome::Pass).then(|| remedy(place, program, &ending.how)),
         });
         remember(&mut seen, ending.killed, &ending.left);
+        seen.sessions = sessions;
         seen
     }
 }

@@ -184,6 +184,7 @@ macro_rules! definition {
             timeout: Option<muster_runtime::config::HumanDuration>,
             rise: Option<u32>,
             fall: Option<u32>,
+            time_to_live: Option<muster_runtime::config::HumanDuration>,
             #[serde(default)]
             labels: std::collections::BTreeMap<String, String>,
             $($(#[$field_doc])* $field: $type,)*
@@ -198,6 +199,7 @@ macro_rules! definition {
                         timeout: self.timeout.map(|duration| duration.0),
                         rise: self.rise,
                         fall: self.fall,
+                        time_to_live: self.time_to_live.map(|duration| duration.0),
                     },
                     labels: self.labels.clone(),
                 }

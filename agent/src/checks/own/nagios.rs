@@ -1,6 +1,6 @@
 //! What a plugin says by the protocol of Nagios: the exit code, the first line, performance data.
 
-use muster_core::model::{Outcome, UnknownCause};
+use muster_core::model::{Outcome, SessionCounts, UnknownCause};
 
 /// Lines of a plugin that are shown beside the first.
 const MAX_LINES: usize = 8;
@@ -12,6 +12,30 @@ pub(super) struct Said {
     pub(super) first: String,
     /// The other lines, and the performance data as it was.
     pub(super) more: Vec<String>,
+}
+
+const DATA: &str = "perfdata: ";
+
+impl Said {
+    /// The sessions in the performance data: `active`, `disconnected` and `pending`. What is not
+    /// there, or is no number, is unknown.
+    pub(super) fn sessions(&self) -> SessionCounts {
+        let data = self.more.iter().find_map(|line| line.strip_prefix(DATA));
+        let count = |wanted: &str| {
+            let mut measured = data.unwrap_or_default().split_whitespace();
+            measured.find_map(|item| {
+                let (label, value) = item.split_once('=')?;
+                let value = value.split(';').next()?;
+                let is_it = label.trim_matches('\'') == wanted;
+                is_it.then(|| value.parse().ok()).flatten()
+            })
+        };
+        SessionCounts {
+            active: count("active"),
+            disconnected: count("disconnected"),
+            pending: count("pending"),
+        }
+    }
 }
 
 /// Takes a plugin's output apart.
@@ -34,7 +58,7 @@ pub(super) fn read(output: &str) -> Said {
         }
     }
     if !data.is_empty() {
-        said.more.push(format!("perfdata: {}", data.join(" ")));
+        said.more.push(format!("{DATA}{}", data.join(" ")));
     }
     said
 }
@@ -75,6 +99,24 @@ mod tests {
             }
         );
         assert_eq!(read(&"x\n".repeat(1000)).more.len(), MAX_LINES);
+    }
+
+    #[test]
+    fn sessions_are_those_that_the_data_says_and_nothing_is_made_up() {
+        let of = |output: &str| {
+            let counts = read(output).sessions();
+            (counts.active, counts.disconnected, counts.pending)
+        };
+        assert_eq!(
+            of("12 sessions | active=10;20;30;0 'disconnected'=2"),
+            (Some(10), Some(2), None)
+        );
+        assert_eq!(
+            of("1 | active=1\nmore | pending=4"),
+            (Some(1), None, Some(4))
+        );
+        assert_eq!(of("nobody | active=U disconnected=-1"), (None, None, None));
+        assert_eq!(of("active=3"), (None, None, None));
     }
 
     #[test]
