@@ -341,9 +341,13 @@ async fn certificates_of_a_real_web_server_are_told_apart() -> Result<()> {
 
 /// A real chronyd that serves its own clock, or one that follows nobody.
 fn chronyd(sources: &str) -> String {
+    // Taken apart there by `tests/run`: as a package it would replace what keeps the clock.
+    let tools = repository().join("target/tools/chrony/usr");
+    let tools = tools.display();
     format!(
-        "mkdir -p /run/chrony /var/lib/chrony\n\
-         printf 'port 123\\nallow\\ncmdport 323\\n{sources}\\n' >/run/chrony.conf\n\
+        "export PATH={tools}/bin:{tools}/sbin:$PATH\n\
+         mkdir -p /run/chrony /run/lib\n\
+         printf 'port 123\\nallow\\ncmdport 323\\ndriftfile /run/lib/drift\\n{sources}\\n' >/run/chrony.conf\n\
          chronyd -x -d -u root -f /run/chrony.conf >\"$HERE/chrony.log\" 2>&1 &\n\
          until_true chronyc -n tracking >/dev/null\n"
     )
