@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use muster_core::model::TrustDomain;
 use muster_runtime::identity::from_certificate;
 use muster_tests::broker::{Broker, Folder};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     bare::BareServer,
@@ -27,6 +27,8 @@ const AGENT_KIB: f64 = 56.0;
 
 /// Between connecting and measuring: reports are written, handshakes' memory is given back.
 const REST: Duration = Duration::from_secs(3);
+/// After a restart's window, which goes on for a while when the last host has arrived.
+const WINDOW_ENDS: Duration = Duration::from_secs(12);
 
 /// Between two looks at how many are connected.
 const LOOK: Duration = Duration::from_millis(100);
@@ -37,6 +39,17 @@ struct Run<'a> {
     progress: &'a Progress,
     identities: Identities,
     addresses: Ipv4Addr,
+}
+
+/// A server to be measured.
+struct Server<'a> {
+    name: &'static str,
+    id: u32,
+    endpoint: &'a str,
+    /// Resident memory without agents.
+    empty_kib: u64,
+    /// Nothing is measured before.
+    rest_until: Instant,
 }
 
 /// Measures all sizes.
@@ -100,13 +113,28 @@ impl Run<'_> {
             broker.process.be_quiet();
             let id = broker.process.id().context("the broker has ended")?;
             let endpoint = broker.endpoints.grpc.clone();
-            costs.push(self.one("broker", size, id, &endpoint, empty).await?);
+            // A broker that waits for hosts after its start is busier than one that has them.
+            let rest_until = Instant::now() + self.common.restart_window() + WINDOW_ENDS;
+            let server = Server {
+                name: "broker",
+                id,
+                endpoint: &endpoint,
+                empty_kib: empty,
+                rest_until,
+            };
+            costs.push(self.one(server, size).await?);
             broker.stop().await?;
 
             let bare = self.bare(broker).await?;
             let id = bare.id()?;
-            let before = meter::usage(id)?.rss_kib;
-            costs.push(self.one("bare", size, id, &bare.endpoint, before).await?);
+            let server = Server {
+                name: "bare",
+                id,
+                endpoint: &bare.endpoint,
+                empty_kib: meter::usage(id)?.rss_kib,
+                rest_until: Instant::now(),
+            };
+            costs.push(self.one(server, size).await?);
             bare.stop().await?;
             broker.start_again().await?;
             broker.process.be_quiet();
@@ -129,22 +157,16 @@ impl Run<'_> {
     }
 
     /// Connects agents to a server, and measures it.
-    async fn one(
-        &self,
-        server: &str,
-        agents: usize,
-        id: u32,
-        endpoint: &str,
-        empty_kib: u64,
-    ) -> Result<Cost> {
-        self.progress.say(&format!("{server}, {agents} agents"));
+    async fn one(&self, server: Server<'_>, agents: usize) -> Result<Cost> {
+        let Server { name, id, .. } = server;
+        self.progress.say(&format!("{name}, {agents} agents"));
         let common = self.common;
         let mut crew = Crew::new(agents, false, common.processes)?;
         crew.start(&Start {
             identities: self.identities.file().to_owned(),
             first: 0,
             end: agents,
-            endpoint: endpoint.to_owned(),
+            endpoint: server.endpoint.to_owned(),
             per_second: common.per_second,
             addresses: self.addresses,
             listeners: None,
@@ -167,7 +189,7 @@ impl Run<'_> {
             );
             sleep(LOOK).await;
         }
-        sleep(REST).await;
+        sleep_until(server.rest_until.max(Instant::now() + REST)).await;
         let (used, swarm) = (meter::usage(id)?, crew.usage()?.cpu);
         let (before, begun) = (crew.totals().await?.beats, Instant::now());
         self.progress.pass("steady", self.script.length.0).await;
@@ -177,9 +199,9 @@ impl Run<'_> {
         let swarm = crew.usage()?.cpu - swarm;
         crew.clear().await?;
         Ok(Cost {
-            server: server.to_owned(),
+            server: name.to_owned(),
             steady: Steady::of(beats, seconds, cpu, swarm),
-            memory: memory(used, empty_kib, agents)?,
+            memory: memory(used, server.empty_kib, agents)?,
         })
     }
 }
