@@ -1,6 +1,13 @@
 //! Real agents beside the light ones, each with a session listener that ends with it.
+//!
+//! An agent connects from whatever address the system gives it, which on one machine is the same for
+//! all. Between each and the broker stands a relay that connects from the host's own address, so that
+//! the broker sees as many machines. It passes on bytes and the end of the agent's connection.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use muster_tests::{
@@ -10,6 +17,12 @@ use muster_tests::{
     process::Process,
     targets::Target,
     wait,
+};
+
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::{JoinHandle, JoinSet},
 };
 
 use crate::worker::now;
@@ -22,6 +35,13 @@ pub(crate) struct RealAgent {
     pub(crate) name: String,
     process: Process,
     listener: Option<SessionListener>,
+    relay: JoinHandle<()>,
+}
+
+impl Drop for RealAgent {
+    fn drop(&mut self) {
+        self.relay.abort();
+    }
 }
 
 impl RealAgent {
@@ -40,7 +60,8 @@ impl RealAgent {
         };
         let listener = SessionListener::open(address, kind)?;
         let endpoint = &broker.endpoints.grpc;
-        let settings = settings(endpoint, address, web);
+        let (way, relay) = relay(address, endpoint).await?;
+        let settings = settings(&way.to_string(), address, web);
         let folder: &Path = broker.folder().path();
         let agent = Agent::new(folder, &name, &settings)?.in_own_group();
         if !agent.is_enrolled() {
@@ -53,6 +74,7 @@ impl RealAgent {
             name,
             process,
             listener: Some(listener),
+            relay,
         })
     }
 
@@ -86,4 +108,30 @@ fn settings(broker: &str, address: IpAddr, web: &Target) -> String {
          [check.metadata_service]\nprovider = \"azure\"\nendpoint = {url:?}\n\
          [check.monitoring_agent]\nprocess = \"muster-swarm\"\n"
     )
+}
+
+/// Listens for one agent, and connects from `address` to the broker for it.
+async fn relay(address: IpAddr, broker: &str) -> Result<(SocketAddr, JoinHandle<()>)> {
+    let broker: SocketAddr = broker.parse()?;
+    let listener = TcpListener::bind((address, 0)).await?;
+    let way = listener.local_addr()?;
+    let task = tokio::spawn(async move {
+        // An agent has one connection, and two while it turns to another.
+        let mut connections = JoinSet::new();
+        while let Ok((agent, _)) = listener.accept().await {
+            while connections.try_join_next().is_some() {}
+            connections.spawn(pass_on(agent, address, broker));
+        }
+    });
+    Ok((way, task))
+}
+
+async fn pass_on(mut agent: TcpStream, from: IpAddr, broker: SocketAddr) -> std::io::Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    let mut broker = socket.connect(broker).await?;
+    agent.set_nodelay(true)?;
+    broker.set_nodelay(true)?;
+    copy_bidirectional(&mut agent, &mut broker).await?;
+    Ok(())
 }
