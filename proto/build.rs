@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_transport(true)
         .bytes(".")
+        .codec_path("crate::codec::SmallBuffers")
         .compile_fds(set)?;
     Ok(())
 }

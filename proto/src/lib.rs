@@ -2,6 +2,7 @@
 //! stop at the gRPC edge of agent and broker; inside, the types of `muster-core` are used.
 
 pub mod border;
+pub mod codec;
 
 /// Generated from `proto/muster/v1`.
 #[expect(
