@@ -214,6 +214,10 @@ impl Session {
     async fn next(&mut self) -> Option<Result<v1::BrokerMessage, Status>> {
         loop {
             if let Some(message) = self.outbox.pop_front() {
+                if self.outbox.is_empty() {
+                    // A session says little after its Welcome: what held that is given back.
+                    self.outbox = VecDeque::new();
+                }
                 return Some(Ok(message));
             }
             if let Some(refusal) = self.last_word.take() {

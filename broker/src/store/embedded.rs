@@ -17,7 +17,7 @@ use super::{Applied, Batch, FORMAT, Pair, Store, StoreError, keys};
 
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("muster");
 /// Page cache: the working set is read once at the start; afterwards only journals are read.
-const CACHE_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 2 << 20;
 
 /// Opens the file that the store is in.
 type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;
