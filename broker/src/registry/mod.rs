@@ -491,6 +491,10 @@ impl Registry {
         if cell.is_retired() {
             return None;
         }
+        if effects.only_facts() {
+            cell.publish(host.snapshot(), cell.published().revision);
+            return None;
+        }
         let policy = cell.policy();
         let context = self.context(*now, &policy);
         let identity = host.facts().identity.clone();

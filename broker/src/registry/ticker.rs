@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use muster_core::{
     fleet::{BUCKET, RestartWindow, TICK},
     host::{Event, Link},
-    model::Mono,
+    model::{HostId, Mono},
 };
 use muster_runtime::{clock, shutdown::Shutdown};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::Registry;
+use super::{Cell, Registry};
 
 /// Hosts that come up in one go before others may run: about a millisecond of work.
 const DUE_AT_ONCE: usize = 500;
@@ -111,11 +111,27 @@ impl Registry {
         let count = due.len();
         for id in due {
             let cell = self.by_id.pin().get(&id).cloned();
-            if let Some(cell) = cell {
+            if let Some(cell) = cell
+                && !self.is_due_later(&cell, id)
+            {
                 self.apply(&cell, Event::Deadline);
             }
         }
         count
+    }
+
+    /// Beats moved the deadline of this host away: it is armed anew and judges nothing.
+    fn is_due_later(&self, cell: &Cell, id: HostId) -> bool {
+        let locked = cell.lock();
+        let policy = cell.policy();
+        let later = locked.due_later(&self.context(self.now(), &policy));
+        // Under the host's lock, as all arming is.
+        if let Some(at) = later
+            && !cell.is_retired()
+        {
+            self.wheel.lock().arm(id, at);
+        }
+        later.is_some()
     }
 
     /// Nothing is known of the present: every host is answered as last known until it speaks.

@@ -27,6 +27,8 @@ pub struct Assessment {
     pub presence: Presence,
     /// All reasons, worst first.
     pub reasons: Vec<Reason>,
+    /// Every fatal check has a finished run that counts.
+    pub settled: bool,
 }
 
 /// What the rows look at, judged once.
@@ -294,6 +296,7 @@ pub fn assess(facts: &Facts, context: &Context<'_>) -> Assessment {
         connectable_reconnect: connectable_reconnect(&view, status),
         presence: view.presence,
         reasons: reasons(&view, status),
+        settled: view.settled,
     }
 }
 

@@ -40,7 +40,11 @@ impl Host {
         self.told.reasons = keys;
         self.told.confidence = confidence;
         confidence_reason.clone_into(&mut self.told.confidence_reason);
-        effects.next_deadline = next_deadline(&self.facts, context, assessment.presence);
+        let (of_link, other) = deadlines(&self.facts, context, assessment.presence);
+        effects.next_deadline = earliest(of_link, other);
+        let calm = assessment.presence == Presence::Confirmed && assessment.settled;
+        self.calm_until =
+            calm.then(|| other.unwrap_or(context.now.mono + limits::RESULTS_VALID_MAX));
         effects.standing = self.stand(&assessment, context);
     }
 
@@ -77,6 +81,20 @@ pub(super) fn next_deadline(
     context: &Context<'_>,
     presence: Presence,
 ) -> Option<Mono> {
+    let (of_link, other) = deadlines(facts, context, presence);
+    earliest(of_link, other)
+}
+
+fn earliest(one: Option<Mono>, other: Option<Mono>) -> Option<Mono> {
+    one.into_iter().chain(other).min()
+}
+
+/// The next instant that each beat moves away, and the next of all others.
+fn deadlines(
+    facts: &Facts,
+    context: &Context<'_>,
+    presence: Presence,
+) -> (Option<Mono>, Option<Mono>) {
     let link = match facts.link {
         Link::Heard(heard) => [Some(heard.confirmed_until()), Some(heard.lease_ends())],
         Link::Loaded { .. } => [loaded_until(&facts.link, context), None],
@@ -118,17 +136,26 @@ pub(super) fn next_deadline(
         .values()
         .map(|until| context.now.mono_at(*until));
     let conflict = facts.conflict.as_ref().map(|conflict| conflict.until);
-    link.into_iter()
-        .chain(facts.imposed.deadlines().map(Some))
-        .chain([conflict])
+    let ahead = |deadline: &Mono| *deadline > context.now.mono;
+    let of_link = link
+        .into_iter()
+        .chain([session])
+        .flatten()
+        .filter(ahead)
+        .min();
+    let other = facts
+        .imposed
+        .deadlines()
+        .map(Some)
+        .chain([conflict, power])
         .chain(upgrade)
-        .chain([power, session])
         .flatten()
         .chain(results)
         .chain(drains)
         .chain(excused)
-        .filter(|deadline| *deadline > context.now.mono)
-        .min()
+        .filter(ahead)
+        .min();
+    (of_link, other)
 }
 
 fn transition(

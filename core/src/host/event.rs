@@ -210,3 +210,15 @@ pub struct Effects {
     /// When the host must hear `Event::Deadline` at the latest; none while nothing is due.
     pub next_deadline: Option<Mono>,
 }
+
+impl Effects {
+    /// Nothing is to be told, stored or waited for: facts moved and no more.
+    #[must_use]
+    pub fn only_facts(&self) -> bool {
+        !self.tell
+            && self.transition.is_none()
+            && !self.persist
+            && !self.persist_admin
+            && self.next_deadline.is_none()
+    }
+}

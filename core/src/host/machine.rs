@@ -32,6 +32,9 @@ pub struct Host {
     pub(super) stood: Option<Standing>,
     /// Where the broker may dial it; worked out when what it rests on changes.
     pub(super) target: Option<std::net::SocketAddr>,
+    /// Confirmed and settled: until this instant a beat that says nothing new changes nothing that
+    /// was told. None if any word must be judged.
+    pub(super) calm_until: Option<Mono>,
 }
 
 /// What comes with a hello beside it.
@@ -99,6 +102,7 @@ impl Host {
             identity,
         };
         let mut host = Self {
+            calm_until: None,
             facts,
             told: Told {
                 sequence: 0,
@@ -146,6 +150,11 @@ impl Host {
     /// that a late word never revives what is over.
     pub fn handle(&mut self, event: Event, context: &Context<'_>) -> Effects {
         let mut effects = Effects::default();
+        if let Event::Beat(epoch, beat) = &event
+            && self.takes_plain_beat(*epoch, beat, context)
+        {
+            return effects;
+        }
         self.expire(context, &mut effects);
         let trigger = event.trigger();
         match event {

@@ -12,6 +12,7 @@
 
 mod admission;
 mod assess;
+mod calm;
 mod conclude;
 mod event;
 mod facts;

@@ -219,6 +219,7 @@ impl HostRecord {
         Host {
             facts,
             told: self.told,
+            calm_until: None,
             version: 0,
             stood: None,
             target: None,
