@@ -150,23 +150,24 @@ async fn the_agents_sample_configuration_is_read() -> Result<()> {
 }
 
 #[test]
-fn every_run_of_the_swarm_has_its_figures() -> Result<()> {
+fn figures_of_the_swarm_are_of_runs_that_can_be_repeated() -> Result<()> {
     let listed = std::process::Command::new(repository().join("tests/swarm"))
         .arg("--list")
         .output()?;
     let listed = String::from_utf8(listed.stdout)?;
     let document = fs::read_to_string(repository().join("docs/measured.md"))?;
-    let (_, document) = document
+    let (_, figures) = document
         .split_once("<!-- swarm -->")
-        .context("no place for the swarm's figures")?;
-    let shown: Vec<&str> = document
+        .context("where the swarm's figures begin")?;
+    let shown: Vec<&str> = figures
         .lines()
         .filter_map(|line| line.strip_prefix("## "))
         .collect();
-    let wanted: Vec<&str> = listed.lines().collect();
+    let runs: Vec<&str> = listed.lines().collect();
+    let unknown: Vec<&&str> = shown.iter().filter(|run| !runs.contains(run)).collect();
     ensure!(
-        !wanted.is_empty() && shown == wanted,
-        "{shown:?} are not {wanted:?}"
+        !shown.is_empty() && unknown.is_empty(),
+        "{shown:?} are not of {runs:?}"
     );
     Ok(())
 }

@@ -248,7 +248,11 @@ impl<'a> Stage<'a> {
             agent.stop().await?;
         }
         let log = self.broker.process.log().unwrap_or_default();
-        self.broker.stop().await?;
+        // What was measured is told, whatever the end.
+        if let Err(error) = self.broker.stop().await {
+            let why = format!("the broker did not end as it must: {error:#}");
+            self.report.fail(why);
+        }
         if log.contains("panicked") {
             bail!("something panicked in the broker: {}", tail(&log));
         }
