@@ -1,7 +1,9 @@
 //! How many are there, were there a lease ago, and are missing.
 //!
 //! Who has just come counts after a lease, and who has just gone counts for another: so the
-//! number that losses are measured by is that of one lease ago, and follows the live set.
+//! number that losses are measured by is that of one lease ago, and follows the live set. Where a
+//! fleet has just come, those who are there now count as well: three of five old hands are no mass
+//! beside a thousand who are heard.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -38,15 +40,20 @@ pub(super) struct Count {
 impl Count {
     /// So many are missing at once that a common cause is the likelier one.
     pub(super) fn is_mass(self) -> bool {
-        self.missing >= MASS_AT_LEAST && self.missing * 100 >= self.base * MASS_PERCENT
+        self.missing >= MASS_AT_LEAST && self.missing * 100 >= self.whole() * MASS_PERCENT
+    }
+
+    /// What losses are measured by.
+    pub(super) fn whole(self) -> usize {
+        self.base.max(self.present)
     }
 
     /// As [`Count::is_mass`], for the whole fleet.
     pub(super) fn is_mass_of_fleet(self) -> bool {
         self.is_mass()
-            || self.base >= LARGE
+            || self.whole() >= LARGE
                 && self.missing >= MASS_AT_LEAST
-                && self.missing * 100 >= self.base * MASS_PERCENT_OF_LARGE
+                && self.missing * 100 >= self.whole() * MASS_PERCENT_OF_LARGE
     }
 }
 

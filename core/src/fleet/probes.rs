@@ -305,6 +305,9 @@ impl Probes {
                     if let Some(host) = self.hosts.get_mut(&id) {
                         host.due = None;
                     }
+                    if dial.is_none() {
+                        self.calibrate_later(id, now);
+                    }
                 }
             }
             if let Some(dial) = dial {
@@ -314,6 +317,23 @@ impl Probes {
                 self.under_way.insert(id, dial.purpose);
                 return Some(dial);
             }
+        }
+    }
+
+    /// It came up and is not to be dialled now: a healthy host comes up again for its next round.
+    fn calibrate_later(&mut self, id: HostId, now: Mono) {
+        let Some(host) = self.hosts.get(&id) else {
+            return;
+        };
+        if host.here == Here::Confirmed && host.target.is_some() {
+            let next = host.asked_at.unwrap_or(now) + CALIBRATE_EVERY;
+            // Shared with another host: looked at again a round later.
+            let next = if next > now {
+                next
+            } else {
+                now + CALIBRATE_EVERY
+            };
+            self.wake(id, next);
         }
     }
 

@@ -519,14 +519,15 @@ impl Fleet {
                     self.alerts.push_back(Alert::HoldSpent {
                         pool: name.clone(),
                         missing: count.missing,
-                        of: count.base,
+                        of: count.whole(),
                     });
                 }
                 return;
             }
             let evidence = format!(
                 "{} of {} hosts of {of_what} fell silent at once",
-                count.missing, count.base
+                count.missing,
+                count.whole()
             );
             pool.spent_told = false;
             pool.hold = Some(Open {
@@ -543,7 +544,7 @@ impl Fleet {
             self.alerts.push_back(Alert::HoldBegan {
                 pool: name.clone(),
                 missing: count.missing,
-                of: count.base,
+                of: count.whole(),
             });
         }
         for id in joins {
@@ -627,7 +628,7 @@ impl Fleet {
     /// Enough of the pool is heard to spare its silent hosts new sessions.
     fn enough_left(&self, name: &PoolName) -> bool {
         let count = self.census.pool(name);
-        count.confirmed > 0 && count.confirmed * 100 >= count.base * ENOUGH_PERCENT
+        count.confirmed > 0 && count.confirmed * 100 >= count.whole() * ENOUGH_PERCENT
     }
 
     fn retell_if_enough_changed(&mut self, name: &PoolName, now: Now) {

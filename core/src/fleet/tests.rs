@@ -281,6 +281,27 @@ fn hosts_that_fail_one_after_another_are_no_mass() {
 }
 
 #[test]
+fn a_few_old_hands_are_no_mass_beside_a_fleet_that_has_just_come() {
+    let mut world = World::steady(0..5);
+    world.all(10..100, Here::Confirmed);
+    world.all(0..3, Here::Overdue);
+    assert!(world.held().is_empty() && world.alerts.is_empty());
+}
+
+#[test]
+fn a_host_that_flaps_between_two_rounds_is_calibrated_in_the_next() {
+    let mut world = World::calibrated(0..3);
+    world.pass(300);
+    world.stands(1, Here::Overdue);
+    let dial = world.dials.pop().unwrap();
+    world.dialled(dial, DialOutcome::Refused);
+    world.stands(1, Here::Confirmed);
+    world.dials.clear();
+    world.pass(300);
+    assert!(world.dials.iter().any(|dial| dial.id == id(1)));
+}
+
+#[test]
 fn newcomers_and_goodbyes_do_not_count() {
     let mut world = World::steady(0..3);
     // Ten more have just come and go silent at once: they were not there a lease ago.
