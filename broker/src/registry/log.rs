@@ -9,8 +9,14 @@ use muster_core::model::{HostId, HostName, PoolName, Verdict};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::journal::detail;
+
 /// Changes that are kept: a mass loss of 10,000 hosts and their return fit in.
 const KEPT: usize = 32_768;
+/// And bytes: verdicts of hosts whose checks fail are long.
+const KEPT_BYTES: usize = 128 << 20;
+/// Bytes of a change beside its texts: names, ids, times, the ring's own.
+const CHANGE_BYTES: usize = 512;
 
 /// One change.
 #[derive(Debug)]
@@ -47,7 +53,33 @@ pub struct ChangeLog {
 #[derive(Debug, Default)]
 struct Ring {
     changes: VecDeque<Arc<Change>>,
+    bytes: usize,
     last: u64,
+}
+
+impl Ring {
+    fn push(&mut self, change: Change) {
+        self.bytes += size(&change);
+        self.changes.push_back(Arc::new(change));
+        while (self.changes.len() > KEPT || self.bytes > KEPT_BYTES) && self.changes.len() > 1 {
+            if let Some(oldest) = self.changes.pop_front() {
+                self.bytes -= size(&oldest);
+            }
+        }
+    }
+}
+
+/// What a change takes, about.
+fn size(change: &Change) -> usize {
+    let texts = match &change.what {
+        What::Removed { .. } => 0,
+        What::Changed(verdict) => verdict
+            .reasons
+            .iter()
+            .map(|reason| CHANGE_BYTES + reason.message.len() + detail(reason))
+            .sum(),
+    };
+    CHANGE_BYTES + texts
 }
 
 /// The place asked for is not in the ring any more, or never was.
@@ -72,14 +104,11 @@ impl ChangeLog {
         let mut ring = self.ring.lock();
         ring.last += 1;
         let revision = ring.last;
-        if ring.changes.len() == KEPT {
-            ring.changes.pop_front();
-        }
-        ring.changes.push_back(Arc::new(Change {
+        ring.push(Change {
             revision,
             pool,
             what,
-        }));
+        });
         publish(revision);
         // Under the lock, so that no watcher is told a revision before an earlier one.
         self.latest.send_replace(revision);

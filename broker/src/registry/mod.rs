@@ -6,6 +6,7 @@
 //! it reads the published facts and computes the answer for this very instant.
 
 mod cell;
+mod journal;
 mod log;
 mod rules;
 mod ticker;
@@ -548,7 +549,8 @@ impl Registry {
         }
         if let Some(transition) = &effects.transition {
             let sequence = transition.sequence;
-            writes.push((keys::journal_entry(id, sequence), Some(encode(transition))));
+            let entry = journal::bounded(transition);
+            writes.push((keys::journal_entry(id, sequence), Some(encode(&*entry))));
             if let Some(old) = sequence.checked_sub(JOURNAL_MAX) {
                 writes.push((keys::journal_entry(id, old), None));
             }

@@ -79,13 +79,18 @@ fn ipv4_addresses(trie: &str) -> Vec<IpAddr> {
 /// Each line: address as 32 hex digits, interface index, prefix length, scope, flags, name.
 fn ipv6_addresses(table: &str) -> Vec<IpAddr> {
     const SCOPE_GLOBAL: &str = "00";
+    // IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE of linux/if_addr.h: an
+    // address that is gone tomorrow, or not in use, is none to be reached at.
+    const PASSING: u8 = 0x01 | 0x08 | 0x20 | 0x40;
     table
         .lines()
         .filter_map(|line| {
             let mut fields = line.split_whitespace();
             let address = u128::from_str_radix(fields.next()?, 16).ok()?;
             let scope = fields.nth(2)?;
-            (scope == SCOPE_GLOBAL).then(|| IpAddr::from(address.to_be_bytes()))
+            let flags = u8::from_str_radix(fields.next()?, 16).ok()?;
+            (scope == SCOPE_GLOBAL && flags & PASSING == 0)
+                .then(|| IpAddr::from(address.to_be_bytes()))
         })
         .collect()
 }
@@ -154,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn own_addresses_are_told_once_and_without_loopback() {
+    fn own_addresses_are_told_once_without_loopback_and_without_passing_ones() {
         let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     \
                     |-- 192.0.2.7\n        /32 host LOCAL\nLocal:\n     |-- 127.0.0.1\n        /32 host LOCAL\n     \
                     |-- 192.0.2.7\n        /32 host LOCAL\n     |-- 192.0.2.255\n        /32 link BROADCAST\n";
@@ -164,6 +169,8 @@ mod tests {
         );
         let table = "00000000000000000000000000000001 01 80 10 80       lo\n\
                      20010db8000000000000000000000007 02 40 00 80     eth0\n\
+                     20010db8000000003c1fa2b4d5e6f701 02 40 00 01     eth0\n\
+                     20010db80000000000000000000000ad 02 40 00 a0     eth0\n\
                      fe80000000000000000000000000beef 02 40 20 80     eth0\n";
         assert_eq!(
             ipv6_addresses(table),
