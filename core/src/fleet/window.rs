@@ -40,7 +40,9 @@ impl RestartWindow {
     /// queue, and never past its limit.
     pub fn poll_end(&mut self, now: Mono, handshakes_queue: bool) -> Mono {
         let arriving = self.last_arrival.is_some_and(|at| now.since(at) < QUIET);
-        if now + QUIET >= self.ends && (arriving || handshakes_queue) {
+        // Once over it stays over: hosts have been given up.
+        let is_open = now < self.ends;
+        if is_open && now + QUIET >= self.ends && (arriving || handshakes_queue) {
             self.ends = (now + QUIET + QUIET)
                 .min(self.opened + AT_MOST)
                 .max(self.ends);
@@ -75,6 +77,14 @@ mod tests {
             RestartWindow::open(at(100), Duration::from_secs(35), Duration::from_secs(60));
         assert_eq!(window.poll_end(at(150), false), at(195));
         assert_eq!(window.poll_end(at(194), false), at(195));
+    }
+
+    #[test]
+    fn a_window_that_is_over_is_not_opened_again_by_who_comes_late() {
+        let mut window =
+            RestartWindow::open(at(100), Duration::from_secs(35), Duration::from_secs(60));
+        window.handle_arrival(at(195));
+        assert_eq!(window.poll_end(at(195), true), at(195));
     }
 
     #[test]
