@@ -6,13 +6,13 @@
 //! facts, takes no lock and can be late by seconds: holds begin when hosts fall silent, well
 //! before their leases are over.
 //!
-//! Invariants: no rule here takes a pool's last connectable host, or more than a tenth of it (one
-//! host at least); holds of a pool last ten minutes of any hour at most; who was let out of a hold
+//! Invariants: no rule here takes a pool's last connectable host, or (but for what dials convict)
+//! more than a tenth of it (one host at least); holds of a pool last ten minutes of any hour at most; who was let out of a hold
 //! begins no other; a refused probe convicts nobody while a mass of hosts is silent and none of
 //! them answers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -128,7 +128,8 @@ pub(super) struct Pool {
 /// All hosts of one broker, as the rules of the fleet see them.
 #[derive(Debug)]
 pub struct Fleet {
-    pub(super) members: HashMap<HostId, Member>,
+    /// In order, so that the same words lead to the same commands in the same order.
+    pub(super) members: BTreeMap<HostId, Member>,
     pub(super) pools: BTreeMap<PoolName, Pool>,
     pub(super) census: Census,
     pub(super) probes: Probes,
@@ -146,7 +147,7 @@ impl Fleet {
     #[must_use]
     pub fn new(lease: Duration, now: Mono) -> Self {
         Self {
-            members: HashMap::new(),
+            members: BTreeMap::new(),
             pools: BTreeMap::new(),
             census: Census::new(lease),
             probes: Probes::new(now),
@@ -448,10 +449,14 @@ impl Fleet {
                 member.answered_at = None;
                 let hold = self.pools.get(&name).and_then(|pool| pool.hold.as_ref());
                 let doubted = member.held && hold.is_some_and(|hold| !hold.answered);
+                let last = member.standing.connectable_new && !self.others_serve(id);
                 if doubted {
-                    member.refused = true;
+                    if let Some(member) = self.members.get_mut(&id) {
+                        member.refused = true;
+                    }
                     self.tell(id, now);
-                } else {
+                } else if !last {
+                    // The last of a pool has its lease: nobody would be served instead of it.
                     self.commands.push_back((id, Command::Convict(conviction)));
                 }
             }
@@ -680,8 +685,15 @@ impl Fleet {
         let taken = self.pools.get(name).map_or(0, |pool| {
             pool.taken.len() - usize::from(pool.taken.contains(&id))
         });
-        let others = count.connectable - usize::from(member.standing.connectable_new);
-        taken < (count.present / 10).max(1) && others >= 1
+        taken < (count.present / 10).max(1) && self.others_serve(id)
+    }
+
+    /// Another host of the pool takes new sessions.
+    fn others_serve(&self, id: HostId) -> bool {
+        self.members.get(&id).is_some_and(|member| {
+            let connectable = self.census.pool(&member.standing.pool).connectable;
+            connectable > usize::from(member.standing.connectable_new)
+        })
     }
 
     /// Nobody of the pool takes new sessions any more: then no rule of ours may stand in the way.

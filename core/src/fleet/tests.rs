@@ -370,6 +370,19 @@ fn a_dead_host_is_convicted_by_two_refusals_at_a_target_that_answered_before() {
 }
 
 #[test]
+fn the_last_host_of_a_pool_keeps_its_lease_whatever_dials_meet() {
+    let mut world = World::calibrated(0..2);
+    world.stands(0, Here::Overdue);
+    let dial = world.dials.pop().unwrap();
+    world.dialled(dial, DialOutcome::Unreachable);
+    assert_eq!(world.convicted, [0], "another one serves");
+    world.stands(1, Here::Overdue);
+    let dial = world.dials.pop().unwrap();
+    world.dialled(dial, DialOutcome::Unreachable);
+    assert_eq!(world.convicted, [0]);
+}
+
+#[test]
 fn a_host_that_spoke_meanwhile_is_not_convicted_by_an_older_dial() {
     let mut world = World::calibrated(0..10);
     world.stands(3, Here::Overdue);
