@@ -130,6 +130,24 @@ impl<'a> View<'a> {
     }
 }
 
+/// The outcomes of all checks held, in their order, as they count at the instant; as reported for
+/// a host that is absent.
+pub(super) fn judged_outcomes(facts: &Facts, context: &Context<'_>) -> Vec<Outcome> {
+    let presence = presence(facts, context);
+    if presence.is_absent() {
+        return facts
+            .health
+            .held
+            .iter()
+            .map(|held| held.result.outcome)
+            .collect();
+    }
+    judged_checks(facts, context, presence)
+        .iter()
+        .map(|check| check.outcome)
+        .collect()
+}
+
 fn judged_checks<'a>(
     facts: &'a Facts,
     context: &Context<'_>,

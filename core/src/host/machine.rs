@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     About, AbsentWhy, Admin, Admission, Beat, Context, Conviction, Drain, Effects, Event, Facts,
-    Health, Heard, Hello, Identity, Link, Power, Report, Resume, Session, Standing, Terms, Undrain,
-    Upgrade, admission,
+    Health, Heard, Held, Hello, Identity, Link, Power, Report, Resume, Session, Standing, Terms,
+    Undrain, Upgrade, admission,
+    assess::judged_outcomes,
     conclude::session_ends,
     health::{carry_results, take_results},
     limits,
@@ -17,8 +18,8 @@ use super::{
     upgrade,
 };
 use crate::model::{
-    Confidence, Epoch, Leave, Listener, Mono, Now, PowerAnnouncement, ReasonCode, ResumeToken,
-    Status,
+    CheckResult, Confidence, Epoch, Leave, Listener, Mono, Now, PowerAnnouncement, ReasonCode,
+    ResumeToken, Status,
 };
 
 /// A host: its facts and what has been told about it.
@@ -195,7 +196,7 @@ impl Host {
             Event::Convicted(conviction) => self.convict(conviction, context, &mut effects),
             Event::Trust { newcomer } => admission::trust(&mut self.facts, newcomer),
             Event::BrokerStalled { unheard_until } => {
-                self.broker_stalled(unheard_until, context.now.mono);
+                self.broker_stalled(unheard_until, context);
             }
         }
         // A word that was not taken changes nothing; what changed did so by time alone.
@@ -217,6 +218,8 @@ impl Host {
                 None => Arc::new([]),
             };
             self.lose(why, at, now);
+            // A loss may change no answer, and still counts after a restart.
+            effects.persist = true;
         }
         if let Some(kept) = self.facts.imposed.expired(now.mono) {
             self.facts.imposed = Arc::new(kept);
@@ -495,6 +498,9 @@ impl Host {
         }
         admission::heard(&mut self.facts.resume);
         self.facts.last_word = Some(now.mono);
+        // The last report said something else: should the agent stay after all and its word for
+        // that be lost, the next beat asks for a report.
+        self.facts.health.state_hash = None;
         self.take_power(power, now);
         if matches!(
             power,
@@ -503,7 +509,6 @@ impl Host {
                 ..
             }
         ) {
-            // Nobody checks from now on: what was found before counts no more.
             self.unsettle(now.mono, now);
         }
         effects.persist = true;
@@ -521,6 +526,7 @@ impl Host {
         }
         admission::heard(&mut self.facts.resume);
         self.facts.last_word = Some(context.now.mono);
+        self.facts.health.state_hash = None;
         upgrade::announce(&mut self.facts, announced, context.policy, context.now);
         // Acknowledged when durable, even if it said nothing new: the word before it may still be
         // on its way to the disk.
@@ -537,6 +543,10 @@ impl Host {
                 before
             }
             (PowerAnnouncement::Leaving { how, back_within }, _) => {
+                if how == Leave::AgentStop {
+                    // Nobody checks from now on: what was found before counts no more.
+                    self.unsettle(now.mono, now);
+                }
                 let within = back_within
                     .unwrap_or(limits::REBOOT_BACK_WITHIN)
                     .min(limits::REBOOT_BACK_WITHIN_MAX);
@@ -615,7 +625,11 @@ impl Host {
     }
 
     /// Whoever was well is believed for a window; whoever was doubted keeps what was left.
-    fn broker_stalled(&mut self, unheard_until: Option<Mono>, now: Mono) {
+    fn broker_stalled(&mut self, unheard_until: Option<Mono>, context: &Context<'_>) {
+        let now = context.now.mono;
+        if matches!(self.facts.link, Link::Heard(_)) {
+            self.freeze_results(context);
+        }
         match self.facts.link {
             Link::Heard(heard) => {
                 let doubted = now >= heard.confirmed_until();
@@ -633,6 +647,25 @@ impl Host {
             | Link::NeverSeen
             | Link::Lost { .. } => {}
         }
+    }
+
+    /// What has gone stale stays so: results of a host that is not heard do not age.
+    fn freeze_results(&mut self, context: &Context<'_>) {
+        let outcomes = judged_outcomes(&self.facts, context);
+        self.facts.health.held = self
+            .facts
+            .health
+            .held
+            .iter()
+            .zip(outcomes)
+            .map(|(held, outcome)| Held {
+                result: Arc::new(CheckResult {
+                    outcome,
+                    ..(*held.result).clone()
+                }),
+                ..held.clone()
+            })
+            .collect();
     }
 
     /// Believes a host known from before the start until `until` at the longest: what an earlier

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     About, AbsentWhy, Admin, Context, Facts, FailedUpgrade, Health, Held, Host, Identity,
-    InProgress, Link, Power, Presence, Resume, Told, Upgrade, limits, presence::presence,
+    InProgress, Link, Power, Presence, Resume, SuspectWhy, Told, Upgrade, assess::judged_outcomes,
+    limits, presence::presence,
 };
 use crate::model::{
     CheckName, CheckResult, Leave, Listener, Mono, Now, SessionCounts, UpgradeAttempt,
@@ -25,8 +26,9 @@ pub struct HostRecord {
     link: StoredLink,
     checks: Vec<StoredCheck>,
     unsettled_since: Timestamp,
-    /// Runs that began earlier do not count.
-    barrier: Timestamp,
+    /// Every fatal check had a run that counted.
+    #[serde(default)]
+    settled: bool,
     power: StoredPower,
     upgrade: StoredUpgrade,
     #[serde(default)]
@@ -107,8 +109,13 @@ impl HostRecord {
                 .health
                 .held
                 .iter()
-                .map(|held| StoredCheck {
-                    result: (*held.result).clone(),
+                .zip(judged_outcomes(facts, context))
+                .map(|(held, outcome)| StoredCheck {
+                    // What has gone stale is not fresh again for a restarted broker.
+                    result: CheckResult {
+                        outcome,
+                        ..(*held.result).clone()
+                    },
                     since: held.since,
                     finished_at: held.finished_at,
                     counted: held
@@ -117,7 +124,7 @@ impl HostRecord {
                 })
                 .collect(),
             unsettled_since: facts.health.unsettled_since,
-            barrier: now.wall_at(facts.health.barrier),
+            settled: facts.health.is_settled(context.policy, now.wall),
             power: match facts.power {
                 Power::Running => StoredPower::Running,
                 Power::Leaving {
@@ -159,8 +166,14 @@ impl HostRecord {
     /// The host as a restarted broker knows it: not heard yet, and answered as last stored.
     #[must_use]
     pub fn restore(self, admin: Admin, now: Now) -> Host {
-        // A wall clock that was set back must not keep a host unsettled.
-        let barrier = now.mono_at(self.barrier).min(now.mono);
+        // No wall clock says which runs count. Where those count that are stored, whatever runs
+        // later does too; where not, only what begins from now on.
+        let lost = matches!(self.link, StoredLink::Lost { .. });
+        let barrier = if self.settled && !lost {
+            Mono::ZERO
+        } else {
+            now.mono
+        };
         let held: Vec<Held> = self
             .checks
             .into_iter()
@@ -237,7 +250,12 @@ fn stored_link(facts: &Facts, context: &Context<'_>, clean_stop: bool) -> Stored
             lease_left_ms: lease_ends.map(|ends| millis(ends.since(now.mono))),
         },
         Link::Heard(heard) => {
-            let suspect = matches!(presence(facts, context), Presence::Suspect(_));
+            // Who is held in a mass loss has nothing left, and is missed with all others at the
+            // end of the restart window.
+            let suspect = match presence(facts, context) {
+                Presence::Suspect(why) => why != SuspectWhy::MassLoss,
+                Presence::Confirmed | Presence::Unverified | Presence::Absent(_) => false,
+            };
             StoredLink::Known {
                 last_seen: Some(now.wall_at(heard.last_beat)),
                 lease_left_ms: (clean_stop && suspect)

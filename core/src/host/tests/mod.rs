@@ -6,6 +6,7 @@ mod flips;
 mod newcomers;
 mod properties;
 mod rows;
+mod simulated;
 mod stories;
 
 use std::{sync::Arc, time::Duration};
