@@ -351,7 +351,7 @@ impl Machine {
         let set = schedule.result_set();
         let checks = set.results(now);
         let listeners = set.listeners();
-        let hash = state_hash(&checks, &listeners, &self.power, &self.upgrade);
+        let hash = state_hash(&checks, &listeners, None, &self.power, &self.upgrade);
         let fresh = set.all_begun_since(talk.since);
         let owes = talk.reported != Some(hash) || fresh && !talk.reported_fresh;
         let sessions = SessionCounts {
@@ -369,6 +369,7 @@ impl Machine {
                 results_valid: set.results_valid(now),
                 checks,
                 listeners,
+                cloud: None,
                 sessions,
                 policy_revision: "default-1".into(),
                 power: self.power,
@@ -404,6 +405,7 @@ impl Machine {
                 let hash = state_hash(
                     &set.results(now),
                     &set.listeners(),
+                    None,
                     &self.power,
                     &self.upgrade,
                 );

@@ -153,7 +153,7 @@ impl Broker {
             cells: Vec::new(),
             by_id: HashMap::new(),
             fleet: Fleet::new(TERMS.lease, now.mono),
-            clock: JudgedClock::new(now.mono),
+            clock: JudgedClock::new(now.mono, now.mono.since_origin()),
             window: None,
             wheel: Wheel::default(),
             charged: None,
@@ -422,7 +422,6 @@ impl Broker {
         Asked {
             intent,
             observed_by: "sim",
-            verdict_id: String::new(),
         }
     }
 
@@ -444,7 +443,7 @@ impl Broker {
 
     /// A tick, every second.
     pub fn tick(&mut self, store: &mut Store, clocks: Clocks) {
-        let tick = self.clock.tick(clocks.boot);
+        let tick = self.clock.tick(clocks.boot, clocks.boot.since_origin());
         if tick.stalled {
             self.restart_window(store, clocks);
         }
