@@ -4,7 +4,8 @@
 //! Confirmed --every 10 min--> dial --answered--> calibrated for 15 min; anything else: not at all
 //! Overdue and calibrated ---> dial --refused--> 500 ms --> dial --refused--> evidence against it
 //!                               |--unreachable-----------------------------> evidence against it
-//!                               |--answered--------------------------------> evidence for it
+//!                               |--answered--------------------------------> evidence for it,
+//!                               |                                            and soon a dial again
 //!                               '--silent----------------------------------> nothing
 //! ```
 //! Only a target that answered this broker while its host was heard can tell anything by not
@@ -31,6 +32,12 @@ const CALIBRATE_EVERY: Duration = Duration::from_secs(10 * 60);
 const CALIBRATED_FOR: Duration = Duration::from_secs(15 * 60);
 /// Between two refusals that count: a server that restarts is back by then.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// A silent host whose listener answers is dialled again after this time: a machine that goes down
+/// may lose its agent first, and its listener a moment later. Each further time takes four times
+/// as long, so that a host that is well is dialled five times within a lease at most.
+const ANSWERED_AGAIN: Duration = Duration::from_millis(250);
+/// The longest such time: from there on its lease judges.
+const ANSWERED_AGAIN_MAX: Duration = Duration::from_secs(64);
 /// A held host is dialled again after this time.
 const HELD_EVERY: Duration = Duration::from_secs(30);
 /// First calibrations of a fleet are spread over this time.
@@ -117,6 +124,8 @@ struct Probed {
     held: bool,
     /// Front ends cannot connect to it: look, although it is heard.
     look: bool,
+    /// Answers since it fell silent.
+    answers: u32,
 }
 
 /// All dials of one broker.
@@ -168,6 +177,7 @@ impl Probes {
             due: None,
             held: false,
             look: false,
+            answers: 0,
         });
         if host.target != standing.target {
             let before = std::mem::replace(&mut host.target, standing.target);
@@ -191,6 +201,7 @@ impl Probes {
             host.episode += 1;
             host.refused = None;
             host.look = false;
+            host.answers = 0;
         }
         match standing.here {
             Here::Overdue if was != Here::Overdue => self.urgent.push_back(id),
@@ -433,7 +444,12 @@ impl Probes {
                     })),
                 };
                 host.look = false;
-                if held {
+                if here == Here::Overdue && !held && finding == Some(Finding::Answered) {
+                    let factor = 4u32.saturating_pow(host.answers);
+                    host.answers += 1;
+                    let after = ANSWERED_AGAIN.saturating_mul(factor);
+                    self.wake(dial.id, now.mono + after.min(ANSWERED_AGAIN_MAX));
+                } else if held {
                     self.wake(dial.id, now.mono + HELD_EVERY);
                 } else if here == Here::Confirmed {
                     let asked = host.asked_at.unwrap_or(now.mono);

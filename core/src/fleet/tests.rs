@@ -716,3 +716,21 @@ fn a_removed_host_leaves_nothing_behind() {
     assert!(world.fleet.holds(world.now).is_empty());
     assert_eq!(world.fleet.probes(world.now.mono).1, 0);
 }
+
+#[test]
+fn a_listener_that_closes_a_moment_after_its_agent_is_found_closed() {
+    let mut world = World::calibrated(0..5);
+    world.stands(0, Here::Overdue);
+    world.pass(1);
+    for outcome in [
+        DialOutcome::Answered,
+        DialOutcome::Refused,
+        DialOutcome::Refused,
+    ] {
+        let dial = world.dials.pop().expect("it is dialled again");
+        assert!(world.dials.is_empty() && world.convicted.is_empty());
+        world.dialled(dial, outcome);
+        world.pass(3);
+    }
+    assert_eq!(world.convicted, [0]);
+}
