@@ -37,7 +37,7 @@ pub use cell::{Cell, Mailbox, Published, SessionEnd, SessionWord, Ungreeted};
 pub use log::{Change, ChangeLog, Gone, What};
 use rules::Rules;
 pub use ticker::{Progress, run_ticker};
-use unheard::Unheard;
+use unheard::{Charged, Unheard};
 use verdict_id::VerdictIds;
 
 use crate::{
@@ -76,7 +76,7 @@ pub struct Registry {
     wheel: Mutex<Wheel<HostId>>,
     rules: Rules,
     /// When what was served to hosts not heard was last stored.
-    charged: Mutex<Option<Mono>>,
+    charged: Mutex<Option<Charged>>,
     policies: ArcSwap<HashMap<PoolName, Arc<PoolPolicy>>>,
     default_policy: Arc<PoolPolicy>,
     pace: Pace,

@@ -3,7 +3,8 @@
 //! A restarted broker believes its hosts for a window. A broker that crashes again and again would
 //! believe a dead host for ever, if each start began anew. So while the window is open, the time
 //! for which each host not heard yet has been believed is stored: one small record every few
-//! seconds, charged in advance, and none once all are back or given up.
+//! seconds, charged in advance, at the next tick after a host came back, which owes nothing any
+//! more, and none once all are back or given up.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,6 +19,14 @@ use crate::store::{Store, StoreError, decode, encode, keys};
 
 /// Between two records; charged in advance, so that a crash in between is counted too.
 pub(super) const CHARGE: Duration = Duration::from_secs(5);
+
+/// The last record of a window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Charged {
+    at: Mono,
+    /// Hosts in it: fewer once some were heard, never more.
+    hosts: usize,
+}
 
 /// Milliseconds believed without a word, by host.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -59,14 +68,18 @@ impl Registry {
             }
             return;
         };
-        if charged.is_some_and(|at| now.since(at) < CHARGE) {
+        let cells = self.page(None, usize::MAX, |published| {
+            matches!(published.snapshot.facts.link, Link::Loaded { .. })
+        });
+        if charged.is_some_and(|last| now.since(last.at) < CHARGE && cells.len() == last.hosts) {
             return;
         }
-        *charged = Some(now);
+        *charged = Some(Charged {
+            at: now,
+            hosts: cells.len(),
+        });
         let mut unheard = Unheard::default();
-        for cell in self.page(None, usize::MAX, |published| {
-            matches!(published.snapshot.facts.link, Link::Loaded { .. })
-        }) {
+        for cell in cells {
             let facts = cell.published().snapshot.facts.clone();
             let ends = match facts.link {
                 Link::Loaded {
