@@ -16,6 +16,7 @@ fn fresh_then_old(world: &mut World, age: Duration) -> Effects {
         checks: checks.into(),
         listeners: vec![],
         sessions: SessionCounts::default(),
+        cloud: None,
         policy_revision: "default-1".into(),
         power: world.power,
         upgrade: world.upgrade.clone(),
