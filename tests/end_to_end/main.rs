@@ -5,6 +5,7 @@ mod bad_enrolment;
 mod bad_sessions;
 mod checks;
 mod documents;
+mod fire;
 mod host_view;
 mod idle;
 mod independent;

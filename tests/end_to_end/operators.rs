@@ -91,11 +91,11 @@ async fn an_unknown_host_is_named() -> Result<()> {
 async fn health_readiness_and_metrics_are_served_on_loopback() -> Result<()> {
     let broker = Broker::start().await?;
     let _fleet = Fleet::start(&broker, "default", "host", 2).await?;
-    let (code, _) = get(&broker, "/healthz").await?;
+    let (code, _) = broker.get("/healthz").await?;
     ensure!(code == 200, "/healthz {code}");
-    let (code, _) = get(&broker, "/readyz").await?;
+    let (code, _) = broker.get("/readyz").await?;
     ensure!(code == 200, "/readyz {code}");
-    let (code, metrics) = get(&broker, "/metrics").await?;
+    let (code, metrics) = broker.get("/metrics").await?;
     ensure!(code == 200, "/metrics {code}");
     for name in ["muster_hosts{", "muster_beats_total"] {
         ensure!(metrics.contains(name), "{name} in {metrics}");
@@ -105,17 +105,4 @@ async fn health_readiness_and_metrics_are_served_on_loopback() -> Result<()> {
         "a host's name as a label: {metrics}"
     );
     Ok(())
-}
-
-/// A plain HTTP/1.1 request.
-async fn get(broker: &Broker, path: &str) -> Result<(u16, String)> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(&broker.endpoints.http).await?;
-    let host = &broker.endpoints.http;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let code = answer.split(' ').nth(1).context("no status")?.parse()?;
-    Ok((code, answer))
 }

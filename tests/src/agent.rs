@@ -11,6 +11,7 @@ use muster_runtime::identity::IdentityFiles;
 use tokio::process::Command;
 
 use crate::{
+    apart::Machine,
     binaries,
     clients::Token,
     process::{self, Output, Process},
@@ -37,6 +38,7 @@ pub struct Agent {
     folder: PathBuf,
     keeps_proxies: bool,
     own_group: bool,
+    machine: Option<Machine>,
 }
 
 impl Agent {
@@ -66,6 +68,7 @@ impl Agent {
             folder,
             keeps_proxies: true,
             own_group: false,
+            machine: None,
         };
         let text = format!(
             "data_dir = {:?}\ncontrol_socket = {:?}\n{settings}",
@@ -80,6 +83,13 @@ impl Agent {
     #[must_use]
     pub fn in_own_group(mut self) -> Self {
         self.own_group = true;
+        self
+    }
+
+    /// The same, on this machine.
+    #[must_use]
+    pub fn on_machine(mut self, machine: &Machine) -> Self {
+        self.machine = Some(machine.clone());
         self
     }
 
@@ -122,6 +132,9 @@ impl Agent {
             for variable in PROXIES {
                 command.env_remove(variable);
             }
+        }
+        if let Some(machine) = &self.machine {
+            command = machine.command(&command);
         }
         if self.own_group {
             command.process_group(0);

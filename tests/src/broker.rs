@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,10 +11,15 @@ use anyhow::{Context, Result, bail, ensure};
 use muster_proto::v1::{CreateTokenRequest, Verdict};
 use serde::Deserialize;
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+};
 use tonic::Status;
 
 use crate::{
+    apart::Machine,
     binaries,
     clients::{self, Connections, FleetClient, Token, WayIn},
     process::{self, Output, Process},
@@ -93,6 +98,7 @@ pub struct Folder {
     own_group: bool,
     /// The program; that of the sources if none.
     broker: Option<PathBuf>,
+    machine: Option<Machine>,
     // Goes last, with all that is in it; none for a folder that is kept.
     _temporary: Option<TempDir>,
 }
@@ -111,6 +117,7 @@ impl Folder {
             path: temporary.path().to_owned(),
             own_group: false,
             broker: None,
+            machine: None,
             _temporary: Some(temporary),
         })
     }
@@ -125,6 +132,7 @@ impl Folder {
             path: path.canonicalize()?,
             own_group: false,
             broker: None,
+            machine: None,
             _temporary: None,
         })
     }
@@ -134,6 +142,13 @@ impl Folder {
     #[must_use]
     pub fn in_own_group(mut self) -> Self {
         self.own_group = true;
+        self
+    }
+
+    /// The same, with the broker on this machine. Its commands are for its Unix socket.
+    #[must_use]
+    pub fn on_machine(mut self, machine: &Machine) -> Self {
+        self.machine = Some(machine.clone());
         self
     }
 
@@ -209,6 +224,9 @@ impl Folder {
             .arg("--config")
             .arg(self.config())
             .current_dir(&self.path);
+        if let Some(machine) = &self.machine {
+            command = machine.command(&command);
+        }
         if self.own_group {
             command.process_group(0);
         }
@@ -241,7 +259,20 @@ impl Broker {
     /// # Errors
     /// When it is not ready in time, with the end of its log.
     pub async fn start_in(folder: Folder, settings: Settings, address: &str) -> Result<Self> {
-        folder.write_config(&settings, address, address)?;
+        Self::start_at(folder, settings, address, address).await
+    }
+
+    /// Starts a broker in a folder, listening at these addresses for gRPC and for HTTP.
+    ///
+    /// # Errors
+    /// When it is not ready in time, with the end of its log.
+    pub async fn start_at(
+        folder: Folder,
+        settings: Settings,
+        grpc: &str,
+        http: &str,
+    ) -> Result<Self> {
+        folder.write_config(&settings, grpc, http)?;
         let (process, endpoints) = serve(&folder).await?;
         Ok(Self {
             process,
@@ -306,6 +337,41 @@ impl Broker {
         ensure!(output.code == Some(0), "{arguments:?} failed: {output:?}");
         serde_json::from_str(&output.stdout)
             .with_context(|| format!("no JSON from {arguments:?}: {output:?}"))
+    }
+
+    /// What its web listener answers: status and body. Not for a broker on another machine.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn get(&self, path: &str) -> Result<(u16, String)> {
+        let host = &self.endpoints.http;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let exchange = async {
+            let mut stream = TcpStream::connect(host).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            io::Result::Ok(answer)
+        };
+        let answer = wait::within(path, wait::PATIENCE, exchange).await??;
+        let code = answer.split(' ').nth(1).context("no status")?.parse()?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        Ok((code, body.to_owned()))
+    }
+
+    /// Value of a metric, as it stands in a line that begins with `name`; 0 if there is none.
+    ///
+    /// # Errors
+    /// When the metrics are not served.
+    pub async fn metric(&self, name: &str) -> Result<u64> {
+        let (_, text) = self.get("/metrics").await?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or(Ok(0), |value| {
+            value
+                .trim()
+                .parse()
+                .with_context(|| format!("{name}{value}"))
+        })
     }
 
     /// The operators' client, over the Unix socket.

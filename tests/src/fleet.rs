@@ -76,6 +76,10 @@ pub struct Traits {
     pub address: Option<IpAddr>,
     /// Its session listener; needs an address.
     pub listener: Option<ListenerKind>,
+    /// Address that it names as its own; none for the one that it connects from.
+    pub named: Option<IpAddr>,
+    /// Its session listener is announced, and nobody listens.
+    pub closed: bool,
     /// How it comes back.
     pub manner: Manner,
 }
@@ -152,9 +156,11 @@ impl LightAgent {
     /// When its session listener cannot be opened.
     pub fn start_with(credentials: Credentials, traits: Traits) -> Result<Self> {
         let listener = match (traits.address, traits.listener) {
-            (Some(address), Some(kind)) => Some(SessionListener::open(address, kind)?),
             (None, Some(_)) => anyhow::bail!("a session listener needs an address"),
-            (_, None) => None,
+            (Some(address), Some(kind)) if !traits.closed => {
+                Some(SessionListener::open(address, kind)?)
+            }
+            (_, Some(_) | None) => None,
         };
         Ok(Self::launch(credentials, traits, listener))
     }
@@ -164,14 +170,18 @@ impl LightAgent {
         let (state_tx, state) = watch::channel(State::default());
         let wire: CurrentWire = Arc::new(Mutex::new(Arc::new(Wire::default())));
         let mut report = plain_report(&[]);
-        if let (Some(address), Some(kind)) = (traits.address, traits.listener) {
-            report.listeners = vec![kind.announced(address)];
+        let mut hello = plain_hello(&uuid::Uuid::from_u128(rand::random()).to_string());
+        if let Some(address) = traits.named.or(traits.address) {
+            hello.addresses = vec![address.to_string()];
+            if let Some(kind) = traits.listener {
+                report.listeners = vec![kind.announced(address)];
+            }
         }
         let runner = Runner {
             credentials: credentials.clone(),
             address: traits.address,
             manner: traits.manner,
-            hello: plain_hello(&uuid::Uuid::from_u128(rand::random()).to_string()),
+            hello,
             report,
             orders: order_rx,
             state: state_tx,
@@ -283,6 +293,13 @@ impl LightAgent {
         self.current_wire().freeze();
         if let Some(listener) = &self.listener {
             listener.freeze();
+        }
+    }
+
+    /// Closes its session listener; the agent goes on.
+    pub async fn close_listener(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.close().await;
         }
     }
 

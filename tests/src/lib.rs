@@ -5,11 +5,13 @@
 //! Everything that is started ends with the value that stands for it, and no wait is without end.
 
 pub mod agent;
+pub mod apart;
 pub mod binaries;
 pub mod broker;
 pub mod clients;
 pub mod fleet;
 pub mod process;
+pub mod relay;
 pub mod session;
 pub mod targets;
 pub mod wait;

@@ -267,6 +267,7 @@ fn traits(start: &Start, number: usize) -> Result<Traits> {
         address: Some(address(start.addresses, number)?),
         listener: start.listeners.map(|port| ListenerKind { speaks, port }),
         manner: Manner::AsAgents,
+        ..Traits::default()
     })
 }
 
