@@ -23,6 +23,8 @@ impl Host {
         let valid_until = now + beat.results_valid.min(limits::RESULTS_VALID_MAX);
         let plain = !context.broker_late
             && now < calm_until
+            // Results that had ended are good again by this beat: that is news.
+            && now < self.facts.health.valid_until
             // Before results end, the host comes up for its link: it is armed for that.
             && valid_until >= calm_until.min(now + heard.lease)
             && heard.ended.is_none()

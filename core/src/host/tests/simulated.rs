@@ -167,3 +167,24 @@ fn a_loss_that_changes_no_answer_is_stored_all_the_same() {
         "they began before the loss"
     );
 }
+
+#[test]
+fn a_beat_that_says_that_the_checks_go_on_again_is_judged() {
+    let mut world = World::available();
+    world.sequence += 1;
+    let epoch = world.live();
+    let ends = Beat {
+        sequence: world.sequence,
+        state_hash: 1,
+        results_valid: secs(5),
+        sessions: world.host.facts().sessions,
+    };
+    let _ = world.handle(Event::Beat(epoch, ends));
+    world.pass(secs(6));
+    let _ = world.handle(Event::Deadline);
+    assert_eq!(world.host.told().status, Status::Unavailable);
+    world.pass(secs(3));
+    let effects = world.beat();
+    assert_eq!(world.status(), Status::Available);
+    assert!(effects.transition.is_some(), "watchers must be told");
+}
