@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 use muster_core::{
     fleet::{
-        Alert, BUCKET, Command, Dial, DialOutcome, Fleet, JudgedClock, Lateness, RestartWindow,
+        Alert, Command, Dial, DialOutcome, Fleet, JudgedClock, Lateness, RestartWindow, SteadyWall,
         Wheel,
     },
     host::{
@@ -34,8 +34,6 @@ pub const TERMS: Terms = Terms {
 };
 /// Hosts missing at the end of the window are looked at this long before it.
 const BEFORE_THE_END: Duration = Duration::from_secs(2);
-/// A wall clock that is set by more than this has jumped: what is due by it is told no later.
-const WALL_JUMP: Duration = BUCKET;
 /// Changes that are kept: few, so that slow watchers lose their place.
 const KEPT: usize = 64;
 /// Entries of one host's journal.
@@ -119,8 +117,8 @@ pub struct Broker {
     window: Option<RestartWindow>,
     wheel: Wheel<HostId>,
     charged: Option<Mono>,
-    /// What the wall clock showed at the origin of the boot-time clock.
-    wall_origin: Timestamp,
+    /// The wall clock without its jumps.
+    wall: SteadyWall,
     sessions: u32,
     verdicts: u64,
     /// The change log.
@@ -157,10 +155,7 @@ impl Broker {
             window: None,
             wheel: Wheel::default(),
             charged: None,
-            wall_origin: clocks
-                .wall
-                .checked_sub(clocks.boot.since_origin())
-                .unwrap_or(Timestamp::MIN),
+            wall: SteadyWall::new(now),
             sessions: 0,
             verdicts: 0,
             log: VecDeque::new(),
@@ -260,7 +255,7 @@ impl Broker {
     pub fn now(&self, clocks: Clocks) -> Now {
         Now {
             mono: self.clock.read(clocks.boot),
-            wall: clocks.wall,
+            wall: self.wall.at(clocks.boot),
         }
     }
 
@@ -444,6 +439,10 @@ impl Broker {
     /// A tick, every second.
     pub fn tick(&mut self, store: &mut Store, clocks: Clocks) {
         let tick = self.clock.tick(clocks.boot, clocks.boot.since_origin());
+        let _ = self.wall.tick(Now {
+            mono: clocks.boot,
+            wall: clocks.wall,
+        });
         if tick.stalled {
             self.restart_window(store, clocks);
         }
@@ -452,21 +451,6 @@ impl Broker {
         self.fleet.tick(self.window.is_some(), now);
         self.follow_fleet(store, clocks);
         self.charge_unheard(store, now.mono);
-    }
-
-    /// Where the wall clock jumped, ends that are told in it are others now: every host looks at
-    /// its own.
-    fn watch_wall_clock(&mut self, store: &mut Store, clocks: Clocks) {
-        let origin = clocks
-            .wall
-            .checked_sub(clocks.boot.since_origin())
-            .unwrap_or(Timestamp::MIN);
-        let before = std::mem::replace(&mut self.wall_origin, origin);
-        if origin.duration_since(before).unsigned_abs() > WALL_JUMP {
-            for number in 0..self.cells.len() {
-                self.apply(number, Event::Deadline, store, clocks);
-            }
-        }
     }
 
     /// Nothing is known of the present: every host is answered as last known until it speaks.
@@ -504,7 +488,6 @@ impl Broker {
 
     /// Lets hosts whose deadline has come judge themselves anew; looked at every 100 ms.
     pub fn due(&mut self, store: &mut Store, clocks: Clocks) {
-        self.watch_wall_clock(store, clocks);
         let now = self.now(clocks).mono;
         for id in self.wheel.due(now, usize::MAX) {
             if let Some(&number) = self.by_id.get(&id) {

@@ -30,7 +30,7 @@ pub(super) fn context<'a>(
     Context {
         now: Now {
             mono: judged,
-            wall: clocks.wall,
+            wall: broker.now(clocks).wall,
         },
         policy: &cell.policy,
         window_ends: broker.window_ends(),
