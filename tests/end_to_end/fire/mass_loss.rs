@@ -151,7 +151,11 @@ async fn refusals_are_believed_in_a_hold_once_one_held_host_answers() -> Result<
     let mut agents = ten(&broker, &Block::new()).await?;
     let judge = Judge::start(&broker).await?;
     judge.allow(HOLD_MAX);
-    let dead: Vec<LightAgent> = agents.drain(..6).collect();
+    let mut dead: Vec<LightAgent> = agents.drain(..6).collect();
+    // Before their streams end: one that still answered the first dial would speak for all.
+    for agent in &mut dead {
+        agent.close_listener().await;
+    }
     let names: Vec<String> = dead.iter().map(|agent| agent.name.clone()).collect();
     for name in &names {
         judge.harm(name);
