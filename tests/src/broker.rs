@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use muster_proto::v1::{CreateTokenRequest, Verdict};
+use muster_proto::v1::{CreateTokenRequest, SetPoolRequest, Verdict};
 use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::{
@@ -399,6 +399,20 @@ impl Broker {
             token: answer.token,
             ca_pin: answer.ca_pin,
         })
+    }
+
+    /// Sets the policy of a pool.
+    ///
+    /// # Errors
+    /// The broker's refusal.
+    pub async fn set_policy(&self, pool: &str, policy_toml: &str) -> Result<()> {
+        let request = SetPoolRequest {
+            name: pool.to_owned(),
+            policy_toml: policy_toml.to_owned(),
+            force: false,
+        };
+        self.operator().await?.set_pool(request).await?;
+        Ok(())
     }
 
     /// How a machine without an identity reaches it.
