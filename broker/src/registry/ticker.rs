@@ -7,7 +7,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use jiff::Timestamp;
 use muster_core::{
-    fleet::{BUCKET, RestartWindow, TICK},
+    fleet::{BUCKET, RestartWindow, TICK, Tick},
     host::{Event, Link},
     model::{HostId, Mono},
 };
@@ -57,8 +57,11 @@ pub async fn run_ticker(
         let late = boot.since(last).saturating_sub(TICK + BUCKET);
         registry.metrics().tick_late_seconds.set(late.as_secs_f64());
         last = boot;
-        let stalled = registry.advance(boot);
-        if stalled {
+        let tick = registry.advance(boot);
+        if tick.behind {
+            registry.look_at_wall_ends();
+        }
+        if tick.stalled {
             tracing::warn!(
                 late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
                 "the broker was stopped for a while; hosts are answered as last known"
@@ -86,9 +89,8 @@ pub async fn run_ticker(
 }
 
 impl Registry {
-    /// Advances judged time; true if the broker was stopped for so long that it counts as
-    /// restarted.
-    fn advance(&self, boot: Mono) -> bool {
+    /// Advances judged time; says what that found.
+    fn advance(&self, boot: Mono) -> Tick {
         let mut judged = **self.clock.load();
         let tick = judged.tick(boot, clock::awake());
         self.clock.store(Arc::new(judged));
@@ -102,7 +104,17 @@ impl Registry {
         self.wall.store(Arc::new(wall));
         let ahead = wall.ahead().as_secs();
         self.metrics().rules.wall_clock_ahead_seconds.set(ahead);
-        tick.stalled
+        tick
+    }
+
+    /// Judged time fell behind: hosts with an end by the wall clock, which did not wait, look at
+    /// themselves anew.
+    fn look_at_wall_ends(&self) {
+        for cell in self.page(None, usize::MAX, |published| {
+            !published.snapshot.facts.admin.drains.is_empty()
+        }) {
+            self.apply(&cell, Event::Deadline);
+        }
     }
 
     /// Lets hosts whose deadline has come judge themselves anew; says how many.

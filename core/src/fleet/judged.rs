@@ -38,6 +38,8 @@ pub struct Tick {
     pub now: Mono,
     /// The broker was stopped for so long that it counts as restarted.
     pub stalled: bool,
+    /// Judged time fell behind the wall clock: what ends by that is due earlier than was said.
+    pub behind: bool,
 }
 
 /// The clock. A small value: the shell publishes a copy after each tick, questions read it.
@@ -72,6 +74,7 @@ impl JudgedClock {
         Tick {
             now: self.judged,
             stalled: gap > STALL || suspended > SUSPENDED,
+            behind: gap > STEP_MAX,
         }
     }
 
@@ -133,7 +136,8 @@ mod tests {
             found,
             Tick {
                 now: at(13_000),
-                stalled: false
+                stalled: false,
+                behind: true,
             }
         );
         let found = tick(&mut clock, 117_000);
@@ -141,7 +145,8 @@ mod tests {
             found,
             Tick {
                 now: at(15_000),
-                stalled: true
+                stalled: true,
+                behind: true,
             }
         );
     }

@@ -446,6 +446,11 @@ impl Broker {
         if tick.stalled {
             self.restart_window(store, clocks);
         }
+        if tick.behind {
+            for number in 0..self.cells.len() {
+                self.apply(number, Event::Deadline, store, clocks);
+            }
+        }
         self.poll_window(store, clocks);
         let now = self.now(clocks);
         self.fleet.tick(self.window.is_some(), now);
