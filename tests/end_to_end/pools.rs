@@ -103,7 +103,7 @@ async fn a_wrong_policy_names_file_line_and_key_and_changes_nothing() -> Result<
     ensure!(wrong.stderr.contains("unknown key `command`"), "{wrong:?}");
     let pool = broker.json(&["pool", "show", "default"]).await?;
     ensure!(
-        pool[0]["revision"] == "default-1" && pool[0]["policy"] == "",
+        pool[0]["revision"] == "default-0" && pool[0]["policy"] == "",
         "{pool:#}"
     );
     let unknown = broker.cli(&["pool", "show", "nope"]).await?;

@@ -175,7 +175,8 @@ impl Default for PoolPolicy {
     fn default() -> Self {
         let fatal = ["domain", "session_listener"];
         Self {
-            revision: "default-1".to_owned(),
+            // Not the name of any that was set: those count from 1.
+            revision: "default-0".to_owned(),
             severities: fatal
                 .into_iter()
                 .filter_map(|name| Some((CheckName::new(name).ok()?, Severity::Fatal)))
