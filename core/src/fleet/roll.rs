@@ -347,6 +347,7 @@ impl Fleet {
                 pools.insert(name);
             }
             self.count(id, Here::Unverified, now);
+            self.join_hold(id, now);
         }
         for name in pools {
             self.poll_mass_loss_since(&name, opened, now);
@@ -491,7 +492,7 @@ impl Fleet {
             let names: Vec<PoolName> = self
                 .pools
                 .iter()
-                .filter(|(_, pool)| !pool.overdue.is_empty())
+                .filter(|(_, pool)| pool.hold.is_none() && !pool.overdue.is_empty())
                 .map(|(name, _)| name.clone())
                 .collect();
             for name in names {
@@ -508,6 +509,14 @@ impl Fleet {
     fn begin_hold(&mut self, name: &PoolName, of_what: &str, count: Count, began: Mono, now: Now) {
         let enough_left = self.enough_left(name);
         let pool = self.pools.entry(name.clone()).or_default();
+        if pool.hold.is_some() {
+            // Who falls silent in a hold joins it; a mass must not be gone through for each.
+            return;
+        }
+        let ends = began + pool.spent.left(began);
+        if ends <= now.mono && pool.spent_told {
+            return;
+        }
         let joins: Vec<HostId> = pool
             .overdue
             .iter()
@@ -517,41 +526,37 @@ impl Fleet {
         if joins.is_empty() {
             return;
         }
-        if pool.hold.is_none() {
-            let ends = began + pool.spent.left(began);
-            if ends <= now.mono {
-                if !std::mem::replace(&mut pool.spent_told, true) {
-                    self.alerts.push_back(Alert::HoldSpent {
-                        pool: name.clone(),
-                        missing: count.missing,
-                        of: count.whole(),
-                    });
-                }
-                return;
-            }
-            let evidence = format!(
-                "{} of {} hosts of {of_what} fell silent at once",
-                count.missing,
-                count.whole()
-            );
-            pool.spent_told = false;
-            pool.hold = Some(Open {
-                began,
-                since: now.wall,
-                ends,
-                held: BTreeSet::new(),
-                ever: 0,
-                answered: false,
-                enough_left,
-                evidence: evidence.into(),
-            });
-            self.record_changed = true;
-            self.alerts.push_back(Alert::HoldBegan {
+        if ends <= now.mono {
+            pool.spent_told = true;
+            self.alerts.push_back(Alert::HoldSpent {
                 pool: name.clone(),
                 missing: count.missing,
                 of: count.whole(),
             });
+            return;
         }
+        let evidence = format!(
+            "{} of {} hosts of {of_what} fell silent at once",
+            count.missing,
+            count.whole()
+        );
+        pool.spent_told = false;
+        pool.hold = Some(Open {
+            began,
+            since: now.wall,
+            ends,
+            held: BTreeSet::new(),
+            ever: 0,
+            answered: false,
+            enough_left,
+            evidence: evidence.into(),
+        });
+        self.record_changed = true;
+        self.alerts.push_back(Alert::HoldBegan {
+            pool: name.clone(),
+            missing: count.missing,
+            of: count.whole(),
+        });
         for id in joins {
             self.join_hold(id, now);
         }
