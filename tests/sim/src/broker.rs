@@ -116,7 +116,8 @@ pub struct Broker {
     clock: JudgedClock,
     window: Option<RestartWindow>,
     wheel: Wheel<HostId>,
-    charged: Option<Mono>,
+    /// When what was served to hosts not heard was last stored, and to how many.
+    charged: Option<(Mono, usize)>,
     /// The wall clock without its jumps.
     wall: SteadyWall,
     sessions: u32,
@@ -511,10 +512,13 @@ impl Broker {
             }
             return;
         };
-        if self.charged.is_some_and(|at| now.since(at) < CHARGE) {
+        let unheard_now = |cell: &&Cell| matches!(cell.host.facts().link, Link::Loaded { .. });
+        let hosts = self.cells.iter().flatten().filter(unheard_now).count();
+        let fresh = |(at, before): (Mono, usize)| now.since(at) < CHARGE && hosts == before;
+        if self.charged.is_some_and(fresh) {
             return;
         }
-        self.charged = Some(now);
+        self.charged = Some((now, hosts));
         let mut unheard = BTreeMap::new();
         for cell in self.cells.iter().flatten() {
             let Link::Loaded { lease_ends } = cell.host.facts().link else {
