@@ -29,13 +29,23 @@ fn fill(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Drains and lifts the drain again, until the broker cannot write that any more.
+/// Writes policies of pools, long ones and then short ones, until the broker cannot write a drain any
+/// more: the store's file has room of its own, which must be used up as well.
 async fn write_until_full(broker: &Broker, name: &str) -> Result<()> {
     let mut operator = broker.operator().await?;
-    for number in 0u32.. {
+    for round in 0u32.. {
+        for size in [60_000, 6000, 600, 10] {
+            let policy = format!("# {}\n", "x".repeat(size));
+            for number in 0u32.. {
+                let pool = format!("filler-{round}-{size}-{number}");
+                if broker.set_policy(&pool, &policy).await.is_err() {
+                    break;
+                }
+            }
+        }
         let drain = DrainHostRequest {
             name: name.to_owned(),
-            reason: format!("{number:0200}"),
+            reason: format!("{round:0200}"),
             ..DrainHostRequest::default()
         };
         // Not acknowledged any more once nothing can be written.
