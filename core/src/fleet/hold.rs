@@ -81,36 +81,60 @@ pub struct HoldsRecord {
 /// Time that holds of one pool took.
 #[derive(Debug, Default)]
 pub(super) struct Spent {
-    spans: VecDeque<(Mono, Mono)>,
+    spans: VecDeque<Span>,
+}
+
+/// Time that one hold took. Kept as ages: it may have been before the boot-time clock's origin.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    length: Duration,
+    /// How long ago it ended ...
+    age: Duration,
+    /// ... at this instant.
+    at: Mono,
+}
+
+impl Span {
+    fn age(&self, now: Mono) -> Duration {
+        self.age.saturating_add(now.since(self.at))
+    }
 }
 
 impl Spent {
     pub(super) fn add(&mut self, from: Mono, to: Mono) {
         if self.spans.len() == SPANS
-            && let Some((first, _)) = self.spans.pop_front()
+            && let Some(first) = self.spans.pop_front()
             && let Some(second) = self.spans.front_mut()
         {
-            second.0 = first;
+            let began = first.age(to) + first.length;
+            second.length = began.saturating_sub(second.age(to));
         }
-        self.spans.push_back((from, to));
+        self.spans.push_back(Span {
+            length: to.since(from),
+            age: Duration::ZERO,
+            at: to,
+        });
     }
 
     /// What is left for a hold that begins at `now`, in the hour before it.
     pub(super) fn left(&mut self, now: Mono) -> Duration {
-        let hour_ago = now.back(HOUR);
-        self.spans.retain(|(_, to)| *to > hour_ago);
+        self.spans.retain(|span| span.age(now) < HOUR);
         let spent: Duration = self
             .spans
             .iter()
-            .map(|(from, to)| (*to).since((*from).max(hour_ago)))
+            .map(|span| span.length.min(HOUR.saturating_sub(span.age(now))))
             .sum();
         HOLD_MAX.saturating_sub(spent)
     }
 
     pub(super) fn record(&self, now: Now) -> Vec<(Timestamp, Timestamp)> {
+        let ago = |age: Duration| now.wall.checked_sub(age).unwrap_or(Timestamp::MIN);
         self.spans
             .iter()
-            .map(|(from, to)| (now.wall_at(*from), now.wall_at(*to)))
+            .map(|span| {
+                let age = span.age(now.mono);
+                (ago(age.saturating_add(span.length)), ago(age))
+            })
             .collect()
     }
 
@@ -121,8 +145,12 @@ impl Spent {
             .iter()
             .map(|(from, to)| {
                 let length = Duration::try_from(to.duration_since(*from)).unwrap_or_default();
-                let to = now.mono_at(*to).min(now.mono);
-                (to.back(length.min(HOLD_MAX)), to)
+                Span {
+                    length: length.min(HOLD_MAX),
+                    // Still to come: it counts from now.
+                    age: Duration::try_from(now.wall.duration_since(*to)).unwrap_or_default(),
+                    at: now.mono,
+                }
             })
             .collect();
         Self { spans }
@@ -168,5 +196,26 @@ mod tests {
         };
         let mut spent = Spent::restore(&record, after);
         assert_eq!(spent.left(after.mono), Duration::from_secs(300));
+    }
+
+    #[test]
+    fn what_was_spent_outlives_a_boot_of_the_brokers_machine() {
+        let mut spent = Spent::default();
+        spent.add(at(0), at(400));
+        let now = Now {
+            mono: at(400),
+            wall: Timestamp::from_second(1_800_000_000).unwrap(),
+        };
+        let record = spent.record(now);
+        // Its clock began anew after the hold.
+        let after = Now {
+            mono: Mono::from_origin(Duration::from_secs(20)),
+            wall: Timestamp::from_second(1_800_000_060).unwrap(),
+        };
+        let mut spent = Spent::restore(&record, after);
+        assert_eq!(spent.left(after.mono), Duration::from_secs(200));
+        assert_eq!(spent.record(after), record);
+        let later = after.mono + Duration::from_secs(3600);
+        assert_eq!(spent.left(later), HOLD_MAX);
     }
 }
