@@ -34,6 +34,14 @@ pub(super) struct Live {
     reported: bool,
 }
 
+/// A token that was given out.
+#[derive(Debug)]
+struct Given {
+    token: ResumeToken,
+    /// Its holder has shown that it has it.
+    arrived: bool,
+}
+
 /// A fatal check's last finished run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
@@ -112,7 +120,7 @@ pub(super) struct Seen {
     pub(super) told: Option<Told>,
     pub(super) sequence: u64,
     /// Tokens given out, oldest first.
-    tokens: Vec<ResumeToken>,
+    tokens: Vec<Given>,
     /// Tokens that have been followed by one whose session has spoken.
     used: Vec<ResumeToken>,
     pub(super) twin: Option<Box<Host>>,
@@ -234,7 +242,13 @@ impl Seen {
             top: 0,
             reported: false,
         });
-        self.tokens.push(token.clone());
+        for given in &mut self.tokens {
+            given.arrived |= hello.resume_token.as_ref() == Some(&given.token);
+        }
+        self.tokens.push(Given {
+            token: token.clone(),
+            arrived: false,
+        });
         self.end(now);
         self.take_power(hello.power, false, now);
         self.take_upgrade(&hello.upgrade, now);
@@ -243,9 +257,13 @@ impl Seen {
 
     /// A word of the live session was taken in.
     pub(super) fn heard(&mut self, up: &Up, now: Mono) {
-        // Whoever speaks shows that Welcome arrived: earlier tokens are used.
-        if let Some(current) = self.tokens.pop() {
-            self.used.append(&mut self.tokens);
+        // Whoever speaks shows that Welcome arrived: earlier tokens are used. Of one that was
+        // replaced before it was heard of nobody knows whether it ever arrived: its holder is a
+        // stranger, who waits for the incumbent's proof.
+        if let Some(mut current) = self.tokens.pop() {
+            current.arrived = true;
+            let earlier = self.tokens.drain(..).filter(|given| given.arrived);
+            self.used.extend(earlier.map(|given| given.token));
             let from = self.used.len().saturating_sub(8);
             self.used.drain(..from);
             self.tokens.push(current);
