@@ -182,7 +182,7 @@ impl Probes {
         if host.target != standing.target {
             let before = std::mem::replace(&mut host.target, standing.target);
             host.calibrated_at = None;
-            host.asked_at = None;
+            // Its turn stays: a host that names another listener each time is asked no more often.
             host.episode += 1;
             if let Some(before) = before
                 && let Some(count) = self.sharers.get_mut(&before)

@@ -451,6 +451,23 @@ fn a_healthy_host_is_dialled_once_in_ten_minutes_at_most() {
 }
 
 #[test]
+fn a_host_that_names_another_listener_every_second_is_dialled_no_more_often() {
+    let mut world = World::calibrated(0..1);
+    let mut dialled = 0;
+    for second in 0..1200u16 {
+        let target = format!("10.0.0.0:{}", 5900 + second % 50).parse().unwrap();
+        world.targets.insert(0, target);
+        world.tell(0);
+        world.pass(1);
+        for dial in std::mem::take(&mut world.dials) {
+            world.dialled(dial, DialOutcome::Answered);
+            dialled += 1;
+        }
+    }
+    assert!((1..=2).contains(&dialled), "{dialled}");
+}
+
+#[test]
 fn in_a_mass_refusals_count_as_silence_until_somebody_answers() {
     let mut world = World::calibrated(0..10);
     world.all(0..8, Here::Overdue);

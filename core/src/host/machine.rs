@@ -18,8 +18,8 @@ use super::{
     upgrade,
 };
 use crate::model::{
-    CheckResult, Confidence, Epoch, Leave, Listener, Mono, Now, PowerAnnouncement, ReasonCode,
-    ResumeToken, Status,
+    CheckResult, Confidence, Epoch, Leave, Listener, Mono, Now, PoolPolicy, PowerAnnouncement,
+    ReasonCode, ResumeToken, Status,
 };
 
 /// A host: its facts and what has been told about it.
@@ -187,7 +187,7 @@ impl Host {
             Event::Drain(drain) => self.drain(drain, &mut effects),
             Event::Undrain(which) => self.undrain(&which, &mut effects),
             // The policy stands in the context.
-            Event::PolicyChanged => self.target = probe_target(&self.facts, context.policy),
+            Event::PolicyChanged => self.aim(context.policy),
             Event::Imposed(imposed) => {
                 self.facts.imposed = imposed;
                 // What only the hold before kept from being over is over now.
@@ -358,7 +358,7 @@ impl Host {
             // What this boot told stands until it is told anew.
             cloud: same_boot.then(|| self.facts.about.cloud.clone()).flatten(),
         });
-        self.target = probe_target(&self.facts, context.policy);
+        self.aim(context.policy);
         self.facts.session = Some(Session {
             epoch,
             opened: now.mono,
@@ -471,7 +471,7 @@ impl Host {
             self.facts.health.unsettled_since = now.wall;
         }
         if self.take_listeners(report.listeners, effects) {
-            self.target = probe_target(&self.facts, context.policy);
+            self.aim(context.policy);
         }
         self.take_sessions(report.sessions, now);
         let told = About {
@@ -666,6 +666,11 @@ impl Host {
                 ..held.clone()
             })
             .collect();
+    }
+
+    /// Works out where the broker may dial a host that comes from the store.
+    pub fn aim(&mut self, policy: &PoolPolicy) {
+        self.target = probe_target(&self.facts, policy);
     }
 
     /// Believes a host known from before the start until `until` at the longest: what an earlier

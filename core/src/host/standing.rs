@@ -137,7 +137,7 @@ pub(super) fn probe_target(facts: &Facts, policy: &PoolPolicy) -> Option<SocketA
         facts
             .listeners
             .iter()
-            .find(|listener| {
+            .filter(|listener| {
                 probe.allows_port(listener.port)
                     && (listener.addresses.is_empty()
                         || listener.addresses.iter().any(|bound| {
@@ -146,6 +146,9 @@ pub(super) fn probe_target(facts: &Facts, policy: &PoolPolicy) -> Option<SocketA
                             })
                         }))
             })
+            // VNC servers count every stranger and lock out its address: only where nothing else
+            // listens.
+            .min_by_key(|listener| &*listener.protocol == "vnc")
             .map(|listener| SocketAddr::new(address, listener.port))
     })
 }

@@ -438,6 +438,32 @@ mod targets {
     }
 
     #[test]
+    fn a_listener_that_counts_strangers_is_dialled_only_where_there_is_no_other() {
+        let mut world = World::available();
+        world.policy.probe = Some(ProbePolicy::default());
+        let listener = |protocol: &str, port| Listener {
+            protocol: protocol.into(),
+            addresses: vec![],
+            port,
+        };
+        let mut target = |listeners: Vec<Listener>| {
+            with_facts(&mut world, |facts| {
+                let mut about = (*facts.about).clone();
+                about.addresses = vec!["10.0.0.7".to_owned()];
+                facts.about = Arc::new(about);
+                facts.listeners = listeners.into();
+            });
+            let standing = world.handle(Event::PolicyChanged).standing;
+            standing
+                .and_then(|standing| standing.target)
+                .map(|target| target.port())
+        };
+        let (vnc, rdp) = (listener("vnc", 5901), listener("rdp", 3389));
+        assert_eq!(target(vec![vnc.clone(), rdp]), Some(3389));
+        assert_eq!(target(vec![vnc]), Some(5901));
+    }
+
+    #[test]
     fn only_where_a_listener_is_bound() {
         let own = ["10.1.1.5", "10.2.2.5"];
         let networks = ["10.0.0.0/8"];

@@ -25,10 +25,8 @@ fn fresh_then_old(world: &mut World, age: Duration) -> Effects {
     world.handle(Event::Report(epoch, report))
 }
 
-#[test]
-fn results_that_had_gone_stale_are_not_fresh_again_for_a_restarted_broker() {
-    let mut world = World::available();
-    // The check loop is wedged: beats go on, and say that nothing is left of the results.
+/// A beat of a host whose check loop hangs: nothing is left of its results.
+fn wedge(world: &mut World) {
     world.sequence += 1;
     let wedged = Beat {
         sequence: world.sequence,
@@ -38,6 +36,13 @@ fn results_that_had_gone_stale_are_not_fresh_again_for_a_restarted_broker() {
     };
     let epoch = world.live();
     let _ = world.handle(Event::Beat(epoch, wedged));
+}
+
+#[test]
+fn results_that_had_gone_stale_are_not_fresh_again_for_a_restarted_broker() {
+    let mut world = World::available();
+    // The check loop is wedged: beats go on, and say that nothing is left of the results.
+    wedge(&mut world);
     assert_eq!(world.status(), Status::Unavailable);
     world.restart_broker(secs(5), false);
     assert_eq!(world.status(), Status::Unavailable);
@@ -133,15 +138,7 @@ fn an_agents_stop_that_only_a_hello_tells_unsettles_as_a_goodbye_does() {
 #[test]
 fn results_that_had_gone_stale_are_not_fresh_again_after_a_stall() {
     let mut world = World::available();
-    world.sequence += 1;
-    let wedged = Beat {
-        sequence: world.sequence,
-        state_hash: 1,
-        results_valid: Duration::ZERO,
-        sessions: SessionCounts::default(),
-    };
-    let epoch = world.live();
-    let _ = world.handle(Event::Beat(epoch, wedged));
+    wedge(&mut world);
     world.window_ends = Some(world.now.mono + secs(95));
     let _ = world.handle(Event::BrokerStalled {
         unheard_until: None,
