@@ -205,10 +205,11 @@ impl Registry {
         for mut host in hosts {
             served.bound(&mut host, now.mono, pace);
             let policy = registry.policy(&host.facts().identity.pool);
+            host.aim(&policy);
             let cell = Arc::new(Cell::new(host, 0, policy));
             registry.insert(&cell);
             // Whatever ended while the broker was down ends now, and the wheel learns the rest.
-            registry.apply(&cell, Event::PolicyChanged);
+            registry.apply(&cell, Event::Deadline);
         }
         registry.charge_unheard(now.mono);
         Ok(Arc::new(registry))
