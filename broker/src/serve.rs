@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use muster_core::model::{HostName, TrustDomain};
@@ -39,6 +40,8 @@ use crate::{
     watchdog, web,
 };
 
+/// For the disk to take the first record of a start: it takes milliseconds.
+const CHARGED_WITHIN: Duration = Duration::from_secs(2);
 /// Streams of one connection: an agent has one, a gateway some dozens.
 const STREAMS_MAX: u32 = 256;
 /// Header list of one request.
@@ -135,6 +138,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, ServeE
     let http = accept::bind_tcp(config.listen.http)?;
     accept::raise_open_files();
     let kept = Kept::open(&config)?;
+    kept.charge().await;
     let names = server_names(&config, grpc.local_addr()?);
     let renewal = Renewal {
         ca: kept.ca.clone(),
@@ -245,6 +249,17 @@ impl Kept {
             registry,
             writer,
         })
+    }
+
+    /// Waits until the disk has what hosts are charged for being believed unheard: a broker that
+    /// crashes again and again on a slow disk must not believe them for nothing. While the store
+    /// fails, answers go on.
+    async fn charge(&self) {
+        let queue = self.registry.queue();
+        let charged = queue.durable(queue.put([]));
+        if tokio::time::timeout(CHARGED_WITHIN, charged).await.is_err() {
+            tracing::error!("the store does not take what hosts are charged since the start");
+        }
     }
 
     fn services<H>(
