@@ -146,7 +146,6 @@ impl v1::agent_service_server::AgentService for AgentEdge {
             hello_by: Some(Box::pin(tokio::time::sleep(HELLO_WITHIN))),
             outbox: VecDeque::new(),
             acks: FuturesUnordered::new(),
-            sent_away: false,
             last_word: None,
         };
         let outbound = stream::unfold(session, |mut session| async move {
@@ -177,8 +176,6 @@ struct Session {
     outbox: VecDeque<v1::BrokerMessage>,
     /// Acknowledgements that wait for the disk.
     acks: FuturesUnordered<BoxFuture<'static, v1::BrokerMessage>>,
-    /// The agent was told to reconnect: whatever ends the stream then is our own doing, no loss.
-    sent_away: bool,
     /// Ends the session once the outbox is empty.
     last_word: Option<Refusal>,
 }
@@ -191,7 +188,6 @@ impl Drop for Session {
             tracing::debug!(
                 host.name = %self.cell.published().snapshot.facts.identity.name,
                 session.epoch = epoch.get(),
-                sent_away = self.sent_away,
                 "session ended"
             );
             self.cell.forget(epoch);
@@ -471,13 +467,10 @@ impl Session {
                 let checks = checks.iter().map(ToString::to_string).collect();
                 directive(Action::Recheck(v1::Recheck { checks }))
             }
-            SessionWord::Reconnect => {
-                self.sent_away = true;
-                directive(Action::Reconnect(v1::Reconnect {
-                    within_ms: millis(reconnect_spread(&self.edge.registry)),
-                    endpoints: Vec::new(),
-                }))
-            }
+            SessionWord::Reconnect => directive(Action::Reconnect(v1::Reconnect {
+                within_ms: millis(reconnect_spread(&self.edge.registry)),
+                endpoints: Vec::new(),
+            })),
             SessionWord::Policy => directive(Action::ApplyPolicy(border::host_policy(
                 &self.cell.policy(),
             ))),
