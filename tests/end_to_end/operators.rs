@@ -57,6 +57,41 @@ async fn one_host_is_shown_with_its_checks() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_drain_waits_until_the_host_is_known_to_be_empty() -> Result<()> {
+    let broker = Broker::start().await?;
+    let fleet = Fleet::start(&broker, "desks", "host", 1).await?;
+    let agent = &fleet.agents[0];
+    let drain = |within| ["drain", "host-0", "--until-empty", within];
+    agent.count_sessions(Some(2)).await?;
+    let busy = broker.cli(&drain("10ms")).await?;
+    ensure!(
+        busy.code == Some(1) && busy.stderr.contains("still has 2 sessions"),
+        "{busy:?}"
+    );
+    // Unknown is not zero.
+    agent.count_sessions(None).await?;
+    let unknown = broker.cli(&drain("10ms")).await?;
+    ensure!(
+        unknown.code == Some(2) && unknown.stderr.contains("cannot be told"),
+        "{unknown:?}"
+    );
+    // People leave while it waits.
+    agent.count_sessions(Some(1)).await?;
+    ensure!(broker.cli(&["undrain", "host-0", "--all"]).await?.code == Some(0));
+    let patience = drain("1m");
+    let (emptied, left) = tokio::join!(broker.cli(&patience), async {
+        broker
+            .verdict_until("host-0", "drained", |verdict| !verdict.connectable_new)
+            .await?;
+        agent.count_sessions(Some(0)).await
+    });
+    left?;
+    let emptied = emptied?;
+    ensure!(emptied.code == Some(0), "{emptied:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_drain_ends_by_itself() -> Result<()> {
     let broker = Broker::start().await?;
     let _fleet = Fleet::start(&broker, "default", "host", 1).await?;

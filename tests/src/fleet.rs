@@ -238,6 +238,19 @@ impl LightAgent {
         self.order(|done| Order::Report(report, done)).await
     }
 
+    /// Reports that all is well, and how many sessions are active; none where it does not know.
+    ///
+    /// # Errors
+    /// When it is not acknowledged.
+    pub async fn count_sessions(&self, active: Option<u32>) -> Result<()> {
+        let mut report = plain_report(&[]);
+        if let Some(sessions) = &mut report.sessions {
+            sessions.active = active;
+        }
+        self.order(|done| Order::Report(Box::new(report), done))
+            .await
+    }
+
     /// Announces how the host leaves and waits until that is durable. The stream stays open.
     ///
     /// # Errors

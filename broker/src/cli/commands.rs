@@ -18,7 +18,7 @@ use serde_json::json;
 use super::{
     CertCommand, Command, Failure, Global, HoldCommand, Output, RoleArg, TokenCommand,
     client::{connect, connection, fleet, refused},
-    pools, render, status,
+    drain, pools, render, status,
 };
 use crate::{
     Config,
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Exit code of `check` when no answer can be given.
-const CANNOT_TELL: u8 = 2;
+pub(super) const CANNOT_TELL: u8 = 2;
 
 pub(super) async fn run(
     command: Command,
@@ -71,6 +71,7 @@ pub(super) async fn run(
             reason,
             owner,
             lasts,
+            until_empty,
         } => {
             let until = lasts.map(until).transpose()?.map(timestamp);
             let request = v1::DrainHostRequest {
@@ -79,13 +80,7 @@ pub(super) async fn run(
                 reason,
                 until,
             };
-            let mut client = fleet(connect(global, config).await?);
-            let answer = client
-                .drain_host(request)
-                .await
-                .map_err(refused)?
-                .into_inner();
-            say(answer.verdict, global)?;
+            return drain::drain(request, until_empty, global, config).await;
         }
         Command::Undrain { name, owner, all } => {
             let request = v1::UndrainHostRequest { name, owner, all };

@@ -5,6 +5,7 @@
 
 mod client;
 mod commands;
+mod drain;
 mod pools;
 mod render;
 mod status;
@@ -147,6 +148,9 @@ enum Command {
         wait: HumanDuration,
     },
     /// Takes a host out for new sessions
+    #[command(
+        after_help = "Example:\n  muster-broker drain vdi-01 --reason 'new disk' --until-empty 8h && ssh vdi-01 poweroff"
+    )]
     Drain {
         /// Name of the host
         name: String,
@@ -159,6 +163,10 @@ enum Command {
         /// Ends by itself after this time, such as 2h
         #[arg(long = "for", env = "MUSTER_FOR", value_name = "TIME")]
         lasts: Option<HumanDuration>,
+        /// Wait at most this long until nobody has a session: exits 0 then, 1 if somebody still
+        /// has one, 2 if that cannot be told
+        #[arg(long, env = "MUSTER_UNTIL_EMPTY", value_name = "TIME")]
+        until_empty: Option<HumanDuration>,
     },
     /// Lifts a drain
     Undrain {
