@@ -136,12 +136,7 @@ pub(super) fn verdict(verdict: &Verdict) -> String {
 }
 
 fn write_reason(text: &mut String, reason: &Reason) {
-    let _ = writeln!(
-        text,
-        "  {} (since {} ago)",
-        short(reason),
-        ago(reason.since)
-    );
+    let _ = writeln!(text, "  {} (since {})", short(reason), seen(reason.since));
     for step in &reason.evidence {
         let _ = writeln!(text, "      - {step}");
     }
@@ -170,7 +165,7 @@ pub(super) fn host(host: &HostView) -> String {
     fact("addresses", &host.addresses.join(", "));
     fact("seen from", &host.peer_address);
     fact("enrolled", &host.enrolled_at.map_or_else(String::new, time));
-    let beat = |at| format!("{} ({} ago)", time(at), ago(at));
+    let beat = |at| format!("{} ({})", time(at), seen(at));
     fact(
         "last beat",
         &host.last_beat_at.map_or_else(|| "none".to_owned(), beat),
@@ -262,7 +257,7 @@ fn flips(host: &HostView) -> Option<String> {
     let mut table = table(["AT", "CHECK", "FROM", "TO", "MESSAGE"]);
     for (name, flip) in flips.into_iter().take(FLIPS_SHOWN) {
         table.add_row([
-            format!("{} ({} ago)", time(flip.at), ago(flip.at)),
+            format!("{} ({})", time(flip.at), seen(flip.at)),
             name.to_owned(),
             flip.from.map_or("-", CheckStanding::as_str).to_owned(),
             flip.to.as_str().to_owned(),
